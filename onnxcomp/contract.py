@@ -1,0 +1,192 @@
+"""The contract between the compiler and a pass: a pass proposes, the compiler disposes.
+
+A pass is a frozen dataclass whose fields are its options, so that one declaration gives the command line, the Python API,
+the documentation and equality. :class:`Pass` rewrites a model itself; :class:`SitePass` only proposes replacements for single
+sites, and the compiler (`onnxcomp.choose`) picks, times, fits and applies them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from onnxcomp.cost import Cost
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from onnxcomp.calibration.gram import PatchGram
+    from onnxcomp.data import Feeds
+    from onnxcomp.graph.edit import Link
+    from onnxcomp.graph.sites import Site
+    from onnxcomp.targets.target import Target
+
+__all__ = ["Candidate", "Change", "Context", "Objective", "Override", "Pass", "PassReport", "Saves", "SitePass", "Skip", "Value"]
+
+Value = str | int | float | bool
+Objective = Literal["latency", "size", "macs"]
+Saves = Literal["latency", "bytes", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A site that a pass left alone, and why."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A site that a pass rewrote.
+
+    Attributes:
+        site: The name of the node in the user's own model.
+        summary: What it became, in words.
+        before: Cost of the site as it was.
+        after: Cost of what replaced it.
+        error: Predicted relative squared error of the site's output (0 exact, 1 all signal lost); None where not predicted.
+        speedup: Measured time before / time after of the site alone; None where nothing was timed.
+        choice: The resolved options of this site; replaying them gives the same bytes.
+        facts: Anything else the report shows (ranges, calibrators, saturation ...).
+    """
+
+    site: str
+    summary: str
+    before: Cost
+    after: Cost
+    error: float | None = None
+    speedup: float | None = None
+    choice: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    facts: Mapping[str, Value] = field(default_factory=dict[str, Value])
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What one pass did: every site ends as one Change or one Skip; notes are for what concerns the model as a whole."""
+
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to replace a site.
+
+    Attributes:
+        summary: The form in words, such as ``1x1(64>32) 3x3(32>48) 1x1(48>128)``.
+        chain: The replacement, in order; the first link reads the site's input and the last one writes its output.
+        choice: The resolved options that lead back to this very candidate.
+        error: Predicted relative squared error of the site's output; None where not predicted.
+    """
+
+    summary: str
+    chain: tuple[Link, ...]
+    choice: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Per-layer options of a recipe: most specific wins (node-name glob, then operator type). ``options=None`` leaves the layer alone."""
+
+    match: str
+    options: Mapping[str, Value] | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a pass may read besides the model.
+
+    Attributes:
+        target: The runtime the model is for.
+        objective: What a rewrite has to improve to be kept.
+        data: Calibration feeds; None where the user gave none (then ``stand_in`` holds synthetic ones).
+        stand_in: Seeded synthetic feeds, used only where ``data`` is None; everything derived from them is labelled so.
+        seed: Seed of every random choice.
+        threads: Intra-op threads for timing.
+        exclude: Globs of node names that no pass may touch.
+        overrides: Per-layer options for the pass that is running.
+        followers: The passes after the running one; a candidate is timed as they would leave it.
+        replay: Site name to the choice recorded in an earlier run for the running pass; when set, nothing is timed.
+        workdir: A temporary directory for spills; removed at the end of the run.
+    """
+
+    target: Target
+    workdir: Path
+    objective: Objective = "latency"
+    data: Feeds | None = None
+    stand_in: Feeds | None = None
+    seed: int = 0
+    threads: int = 1
+    exclude: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    followers: tuple[Pass, ...] = ()
+    replay: Mapping[str, Mapping[str, Value]] | None = None
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One rewrite of a model. Subclasses are frozen dataclasses; their fields are the options of the pass.
+
+    The first line of a subclass's docstring is what ``onnxcomp passes`` prints; the rest should state the rewrite, the cases
+    that are refused, and the source (paper and equation).
+    """
+
+    name: ClassVar[str]
+    saves: ClassVar[Saves] = "latency"
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Raise InputError when the pass cannot run on this model or target at all."""
+        del model, context
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        """Rewrite `model` in place and account for every site."""
+
+    def rehearse(self, model: ir.Model, context: Context) -> ir.Model:
+        """Return the model roughly as this pass would leave it, for timing an earlier pass; accuracy does not matter here.
+
+        The default is the model itself. `model` must not be modified.
+        """
+        del context
+        return model
+
+
+@dataclass(frozen=True)
+class SitePass(Pass):
+    """A pass that proposes replacements for single sites and never edits the graph itself."""
+
+    @abstractmethod
+    def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
+        """Return candidates for a site, best first, or the reason why there is none.
+
+        Args:
+            site: The node, its constant weight and its geometry.
+            gram: Patch statistics of the site's input in the ORIGINAL model; None where there is no data or the pass wants none.
+            context: The run's context; `context.objective` says whether ranks should be rounded for the runtime.
+        """
+
+    def fit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
+        """Fit a chosen candidate to the site's input in the already compressed prefix (asymmetric form).
+
+        `gram` holds the Gram of the compressed prefix's patches and the cross moments with the original's outputs. The default
+        keeps the candidate. The links' shapes must stay.
+        """
+        del site, gram
+        return candidate
+
+    def wants_gram(self) -> bool:
+        """Whether propose() and fit() want patch statistics when there is data."""
+        return False
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        """Let the compiler choose among the proposals, fit and apply them."""
+        from onnxcomp.choose import run_site_pass  # the chooser imports this contract
+
+        return run_site_pass(self, model, context)

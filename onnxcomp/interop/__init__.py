@@ -1,0 +1,1 @@
+"""Bridges to other ONNX libraries, guarded against what they would lose."""

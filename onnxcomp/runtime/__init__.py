@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, interleaved timing, activations and the proof of which kernels a model runs on."""

@@ -1,0 +1,1 @@
+"""One file a target: what the runtime there accepts and fuses."""
