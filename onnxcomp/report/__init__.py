@@ -1,1 +1,1 @@
-"""One report, many renderings: JSON is the truth; tables, Markdown and HTML are made from it."""
+"""Renderings of one pipeline report: JSON, terminal tables, Markdown, HTML."""
