@@ -1,0 +1,161 @@
+"""ONNX Runtime sessions: quiet, on the CPU, and with failures that read like onnxcomp's own.
+
+Every run of a model in onnxcomp goes through :func:`open_session` and :func:`run`, so that threads, logging and error
+messages are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxcomp.errors import DataError, ModelError
+
+__all__ = ["Optimize", "input_names", "open_session", "output_names", "run"]
+
+Optimize = Literal["all", "extended", "basic", "off"]
+
+_state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # a binary without stubs
+
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# ORT's exceptions share no base but Exception.
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    _state.EPFail,
+    _state.EngineError,
+    _state.Fail,
+    _state.InvalidArgument,
+    _state.InvalidGraph,
+    _state.InvalidProtobuf,
+    _state.NoModel,
+    _state.NoSuchFile,
+    _state.NotImplemented,
+    _state.RuntimeException,
+    RuntimeError,
+)
+# Protobuf's limit is 2**31 - 1 bytes; the margin is for everything in a model that is not a constant.
+_IN_MEMORY_LIMIT = 1_900_000_000
+_MESSAGE_LIMIT = 300
+
+
+def open_session(
+    model: ir.Model | bytes | str | Path,
+    *,
+    threads: int = 1,
+    optimize: Optimize = "all",
+    dump: Path | None = None,
+    arena: bool = True,
+) -> ort.InferenceSession:
+    """Open a session on the CPU.
+
+    Worker threads spin while a run lasts, as they do in deployment, but stop when it ends: an idle session must not
+    disturb the one that is measured next.
+
+    Args:
+        model: A model, its serialized bytes, or a path. A model over 2 GB travels through a temporary
+            file, which ORT maps.
+        threads: Intra-op threads; inter-op is always 1.
+        optimize: How far ORT rewrites the graph at load.
+        dump: Write ORT's optimised graph there.
+        arena: Keep freed buffers for the next run: faster. False returns them to the system: the smallest peak memory.
+
+    Raises:
+        ModelError: ORT cannot load the model; the message carries ORT's own sentence.
+    """
+    ort.set_default_logger_severity(4)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[optimize]
+    options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+    if isinstance(model, ir.Model):
+        if _constant_bytes(model) > _IN_MEMORY_LIMIT:
+            return _open_large(model, options)
+        return _open(ir.to_proto(model).SerializeToString(), options, model.graph.name or "model")
+    if isinstance(model, bytes):
+        return _open(model, options, "model")
+    if not Path(model).is_file():
+        raise ModelError(f"no such file: {model}")
+    return _open(str(model), options, str(model))
+
+
+def run(
+    session: ort.InferenceSession, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+) -> list[NDArray[Any]]:
+    """Run a session on one feed; entries of `feed` that the model does not read are ignored.
+
+    Args:
+        session: An open session.
+        feed: Input name to array.
+        outputs: Names of the outputs wanted; all of them where None.
+
+    Returns:
+        The outputs, in the order asked for.
+
+    Raises:
+        DataError: The feed lacks an input, or its shape or dtype does not fit.
+        ModelError: ORT failed for another reason.
+    """
+    wanted = input_names(session)
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        raise DataError(f"the data have no input '{missing[0]}' (they hold: {', '.join(sorted(feed)) or 'nothing'})")
+    try:
+        return cast("list[NDArray[Any]]", session.run(outputs, {name: feed[name] for name in wanted}))
+    except _state.InvalidArgument as error:
+        raise DataError(f"the data do not fit the model: {_sentence(error)}") from error
+    except _ORT_ERRORS as error:
+        raise ModelError(f"ONNX Runtime could not run the model: {_sentence(error)}") from error
+
+
+def input_names(session: ort.InferenceSession) -> list[str]:
+    """Return the names of the inputs that a run needs; initializers that are also inputs are not among them."""
+    return [str(value.name) for value in session.get_inputs()]
+
+
+def output_names(session: ort.InferenceSession) -> list[str]:
+    """Return the names of the outputs, in the model's order."""
+    return [str(value.name) for value in session.get_outputs()]
+
+
+def _open(model: bytes | str, options: ort.SessionOptions, what: str) -> ort.InferenceSession:
+    try:
+        # Without fallback ORT raises at once instead of printing to stdout and trying again.
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+    except _ORT_ERRORS as error:
+        raise ModelError(f"ONNX Runtime cannot load {what}: {_sentence(error)}") from error
+
+
+def _open_large(model: ir.Model, options: Any) -> ort.InferenceSession:
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data=path.name + ".data")
+        return _open(str(path), options, model.graph.name or "model")
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    values = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in values if tensor is not None)
+
+
+def _sentence(error: Exception) -> str:
+    """Return ORT's message as one line without its status prefix."""
+    text = " ".join(str(error).split())
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return text if len(text) <= _MESSAGE_LIMIT else text[: _MESSAGE_LIMIT - 3] + "..."

@@ -1,0 +1,206 @@
+"""Paired, interleaved timing: the only way two models are compared for speed.
+
+On a shared machine the clock, the caches and the neighbours drift by far more than the differences that matter, but
+they drift for both models alike. So the models take turns (A B, B A, A B ...), each round gives one ratio, and what is
+reported is the median of the ratios with a distribution-free interval by order statistics (David and Nagaraja, Order
+Statistics, 3rd edition, section 7.1).
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from onnxcomp.runtime.session import input_names, open_session, run
+
+__all__ = ["Runnable", "Speedup", "median_interval", "paired", "time_many"]
+
+Runnable: TypeAlias = ir.Model | bytes | str | Path | ort.InferenceSession
+
+_SAMPLE_S = 2e-3  # a shorter sample is dominated by the scheduler and the timer
+_WARM_S = 0.05
+_MIN_ROUNDS = 8
+_CHECK_EVERY = 8
+_NARROW = 0.01  # an interval of one percent is as good as a CPU's clock ever gives
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """How much faster `other` is than `base`.
+
+    Attributes:
+        ratio: Median over the rounds of base time / other time; above 1: `other` is faster.
+        low: Lower end of the 95 % interval of that median.
+        high: Upper end.
+        base_ms: Median time of one run of `base`, milliseconds.
+        other_ms: Median time of one run of `other`, milliseconds.
+        rounds: Number of pairs.
+        base_p10_ms: 10th percentile of `base`: its time with few disturbances.
+        other_p10_ms: 10th percentile of `other`.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    base_ms: float
+    other_ms: float
+    rounds: int
+    base_p10_ms: float = math.nan
+    other_p10_ms: float = math.nan
+
+
+def paired(
+    base: Runnable,
+    other: Runnable,
+    feed: Mapping[str, NDArray[Any]],
+    *,
+    threads: int = 1,
+    rounds: int = 200,
+    budget_s: float = 6.0,
+) -> Speedup:
+    """Time two models against each other on one feed.
+
+    Rounds are added until the interval is 1 % wide, `rounds` are done or `budget_s` is spent; at least 8 are done.
+
+    Args:
+        base: The reference: a model, bytes, a path or an open session.
+        other: The model that should be faster.
+        feed: Input name to array; both models read what they need of it.
+        threads: Intra-op threads of the sessions opened here.
+        rounds: At most that many pairs.
+        budget_s: Seconds after which no further round starts.
+
+    Raises:
+        ModelError, DataError: As :func:`onnxcomp.runtime.session.run`.
+    """
+    calls = [_caller(model, feed, threads) for model in (base, other)]
+    times = _rounds(calls, rounds, budget_s, lambda done: _narrow(done[0] / done[1]))
+    ratios = times[0] / times[1]
+    low, high = median_interval(ratios)
+    medians = np.median(times, axis=1) * 1e3
+    p10s = np.percentile(times, 10, axis=1) * 1e3
+    return Speedup(
+        float(np.median(ratios)),
+        low,
+        high,
+        float(medians[0]),
+        float(medians[1]),
+        len(ratios),
+        float(p10s[0]),
+        float(p10s[1]),
+    )
+
+
+def time_many(
+    models: Sequence[Runnable],
+    feed: Mapping[str, NDArray[Any]],
+    *,
+    threads: int = 1,
+    rounds: int = 40,
+    budget_s: float = 4.0,
+) -> list[float]:
+    """Time several models in turns; return milliseconds a run, comparable with each other.
+
+    The first model's median gives the scale and each other's time is that scale times the median of its ratio to the
+    first one in the same round, so that drift cancels. Arguments and errors as :func:`paired`.
+    """
+    calls = [_caller(model, feed, threads) for model in models]
+    if not calls:
+        return []
+    times = _rounds(calls, rounds, budget_s, lambda done: all(_narrow(row / done[0]) for row in done[1:]))
+    scale = float(np.median(times[0])) * 1e3
+    return [scale * float(np.median(row / times[0])) for row in times]
+
+
+def median_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Return the order statistics that hold the median with probability `level` or more.
+
+    With fewer than 6 values no such interval exists at 95 %; then it is the whole range.
+    """
+    ordered = np.sort(values)
+    count = len(ordered)
+    # P(x_(k) > median) = P(Binomial(n, 1/2) < k); k is the largest rank that keeps this at (1 - level) / 2 or less.
+    rank = max(int(binom.ppf((1 - level) / 2, count, 0.5)), 1)
+    return float(ordered[rank - 1]), float(ordered[count - rank])
+
+
+def _narrow(ratios: NDArray[np.float64]) -> bool:
+    low, high = median_interval(ratios)
+    return high - low <= _NARROW * float(np.median(ratios))
+
+
+def _caller(model: Runnable, feed: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], None]:
+    session = model if isinstance(model, ort.InferenceSession) else open_session(model, threads=threads)
+    run(session, feed)  # the checked run: a feed that does not fit is reported here
+    own = {name: np.ascontiguousarray(feed[name]) for name in input_names(session)}
+
+    def call() -> None:
+        session.run(None, own)
+
+    return call
+
+
+def _rounds(
+    calls: Sequence[Callable[[], None]],
+    rounds: int,
+    budget_s: float,
+    enough: Callable[[NDArray[np.float64]], bool],
+) -> NDArray[np.float64]:
+    """Return seconds a run, one row a model and one column a round; the order turns round every round."""
+    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call))) for call in calls]
+    columns: list[list[float]] = []
+    order = list(range(len(calls)))
+    with _no_gc():
+        stop = time.perf_counter() + budget_s
+        while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and time.perf_counter() < stop):
+            column = [0.0] * len(calls)
+            for k in order:
+                column[k] = _sample(calls[k], repeats[k])
+            columns.append(column)
+            order.reverse()
+            if len(columns) % _CHECK_EVERY == 0 and len(columns) > _MIN_ROUNDS and enough(np.array(columns).T):
+                break
+    return np.array(columns).T
+
+
+def _warm_up(call: Callable[[], None]) -> float:
+    """Run at least three times and for 50 ms; return the least time of one run in seconds."""
+    best, spent, count = math.inf, 0.0, 0
+    while count < 3 or spent < _WARM_S:
+        taken = _sample(call, 1)
+        best, spent, count = min(best, taken), spent + taken, count + 1
+    return max(best, 1e-7)
+
+
+def _sample(call: Callable[[], None], repeats: int) -> float:
+    # The first run after another model's turn finds its weights evicted from the caches; no deployment sees that.
+    if repeats > 1:
+        call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+@contextmanager
+def _no_gc() -> Generator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
