@@ -22,7 +22,7 @@ from math import isfinite
 from onnxcomp.contract import Value
 from onnxcomp.errors import SpecError
 
-__all__ = ["PassSpec", "Source", "parse_pipeline", "parse_spec", "render_pipeline", "render_value"]
+__all__ = ["PassSpec", "Source", "parse_pipeline", "parse_spec", "read_bare", "render_pipeline", "render_value"]
 
 # A number must not run on into a bare word: 32x64, 2:4, 3.1.4 and 007 are words.
 _NUMBER = r"[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?"
@@ -39,6 +39,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _KEYWORDS = {"true": True, "false": False}
+_LARGEST = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class PassSpec:
     """The name of one pass and its options, as written; nothing is known yet about whether the pass has such options.
 
     Raises:
-        ValueError: The name is not a word, or an option's value cannot be written (NaN or infinity).
+        ValueError: The name is not a word, or an option's value cannot be written (NaN, infinity, 64 bits and more).
     """
 
     name: str
@@ -77,7 +78,8 @@ class PassSpec:
             if not re.fullmatch(_NAME, word):
                 raise ValueError(f"{word!r} cannot be the name of a pass or an option")
         for key, value in self.options.items():
-            if isinstance(value, float) and not isfinite(value):
+            written = isfinite(value) if isinstance(value, float) else isinstance(value, str) or abs(value) < _LARGEST
+            if not written:
                 raise ValueError(f"{self.name}.{key}: {value} cannot be written in a spec")
 
     def __str__(self) -> str:
@@ -92,9 +94,19 @@ def render_value(value: Value) -> str:
         return "true" if value else "false"
     if not isinstance(value, str):
         return repr(value)
-    if re.fullmatch(_BARE, value) and value not in _KEYWORDS and not re.fullmatch(_NUMBER, value, re.ASCII):
+    if re.fullmatch(_BARE, value) and isinstance(read_bare(value), str):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def read_bare(text: str) -> Value:
+    """Read an unquoted value: a number, true, false, or the text itself."""
+    if not re.fullmatch(_NUMBER, text, re.ASCII):
+        return _KEYWORDS.get(text, text)
+    if re.fullmatch(r"[-+]?\d+", text, re.ASCII):
+        return int(text) if len(text) < 20 and abs(int(text)) < _LARGEST else text
+    value = float(text)
+    return value if isfinite(value) else text
 
 
 def render_pipeline(specs: tuple[PassSpec, ...]) -> str:
@@ -213,24 +225,12 @@ class _Parser:
     def _value(self, key: str) -> Value:
         token = self._take(f"a value for {key!r}")
         match token.kind:
-            case "word":
-                return _KEYWORDS.get(token.text, token.text)
+            case "word" | "number":
+                return read_bare(token.text)
             case "string":
                 return re.sub(r"\\(.)", r"\1", token.text[1:-1], flags=re.DOTALL)
-            case "number":
-                return self._number(token)
             case _:
                 raise self._error(token.column, f"expected a value for {key!r}, found {token.text!r}")
-
-    def _number(self, token: _Token) -> int | float:
-        if re.fullmatch(r"[-+]?\d+", token.text, re.ASCII):
-            if len(token.text) > 30:
-                raise self._error(token.column, "the number is too large")
-            return int(token.text)
-        value = float(token.text)
-        if not isfinite(value):
-            raise self._error(token.column, "the number is too large")
-        return value
 
 
 def _one_line(text: str) -> str:
