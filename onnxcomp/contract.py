@@ -162,6 +162,11 @@ class Pass(ABC):
 class SitePass(Pass):
     """A pass that proposes replacements for single sites and never edits the graph itself."""
 
+    def refuse(self, site: Site) -> str | None:
+        """Return why the pass cannot rewrite a site, before any statistics are taken; None where it may."""
+        del site
+        return None
+
     @abstractmethod
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
         """Return candidates for a site, best first, or the reason why there is none.

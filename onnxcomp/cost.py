@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-__all__ = ["Cost"]
+import onnx_ir as ir
+
+__all__ = ["Cost", "model_cost", "node_macs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +27,59 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         macs = None if self.macs is None or other.macs is None else self.macs + other.macs
         return Cost(self.parameters + other.parameters, macs, self.bytes + other.bytes)
+
+
+def model_cost(model: ir.Model) -> Cost:
+    """Sum the static cost of a model: constants of the main graph and its bodies, MACs of its convolutions and products.
+
+    MACs are None where the shape of a counted node is unknown.
+    """
+    parameters = size = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if (tensor := value.const_value) is not None:
+                parameters += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.itemsize <= 1 else 0
+                size += tensor.nbytes
+    macs = [node_macs(node) for node in model.graph.all_nodes()]
+    return Cost(parameters, None if None in macs else sum(m for m in macs if m is not None), size)
+
+
+def node_macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates of one node at batch 1: Conv, ConvTranspose, Gemm and MatMul with a constant operand; 0 for others.
+
+    Quantized forms count alike. None where a shape is unknown.
+    """
+    if node.op_type not in _WEIGHTED:
+        return 0
+    weight = _weight_shape(node.inputs[_WEIGHTED[node.op_type]])
+    if weight is None:
+        return 0
+    out = node.outputs[0].shape
+    data = node.inputs[0].shape if node.inputs[0] is not None else None
+    if node.op_type in ("Gemm", "QGemm"):
+        return prod(weight)
+    if node.op_type in ("MatMul", "QLinearMatMul"):
+        rows = None if out is None else _known(tuple(out)[1:-1])
+        return None if rows is None else prod(weight) * rows
+    spatial = data if node.op_type == "ConvTranspose" else out
+    positions = None if spatial is None else _known(tuple(spatial)[2:])
+    return None if positions is None else prod(weight) * positions
+
+
+_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3}
+
+
+def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Shape of a constant operand, seen through DequantizeLinear and the like; None where it is not constant."""
+    while value is not None and value.const_value is None:
+        producer = value.producer()
+        if producer is None or producer.op_type not in ("DequantizeLinear", "Cast", "Mul", "Add", "Identity", "Reshape"):
+            return None
+        value = producer.inputs[0]
+    if value is None or value.const_value is None:
+        return None
+    return tuple(int(d) for d in value.const_value.shape.numpy())
+
+
+def _known(dims: tuple[object, ...]) -> int | None:
+    return prod(d for d in dims if isinstance(d, int)) if all(isinstance(d, int) for d in dims) else None

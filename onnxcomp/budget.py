@@ -1,0 +1,45 @@
+"""The gate of `optimize`: limits on what may be lost, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcomp.errors import InputError
+from onnxcomp.evaluate import Quality
+
+__all__ = ["Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on what a run may lose.
+
+    Attributes:
+        max_drop: Percentage points of top-1 accuracy (0.5 is half a point); needs labels.
+        min_sqnr: Least signal-to-noise ratio of the worst output against the original's, dB; needs no labels.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.max_drop is not None or self.min_sqnr is not None
+
+    def failures(self, before: Quality, after: Quality) -> tuple[str, ...]:
+        """Say which limits do not hold.
+
+        Raises:
+            InputError: `max_drop` is set and the evaluation data have no labels, or no output is a classifier's.
+        """
+        out: list[str] = []
+        if self.max_drop is not None:
+            if before.top1 is None or after.top1 is None:
+                raise InputError("--max-drop needs labelled evaluation data of a classifier; give --eval with labels")
+            drop = 100 * (before.top1 - after.top1)
+            if drop > self.max_drop:
+                out.append(f"top-1 drops {drop:.2f} points, more than the {self.max_drop:g} allowed")
+        if self.min_sqnr is not None:
+            worst = min(after.sqnr.values(), default=float("inf"))
+            if worst < self.min_sqnr:
+                out.append(f"the worst output has an SQNR of {worst:.1f} dB, less than the {self.min_sqnr:g} dB asked for")
+        return tuple(out)

@@ -1,0 +1,174 @@
+"""The compiler's half of a site pass: choose among the proposals, fit the chosen one, apply it, account for every site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from onnxcomp.calibration.gram import PatchGram
+from onnxcomp.calibration.sweep import Sweep
+from onnxcomp.contract import Candidate, Change, Context, Override, PassReport, SitePass, Skip, Value
+from onnxcomp.cost import Cost
+from onnxcomp.graph.chain import chain_cost
+from onnxcomp.graph.edit import names_of, replace_by_chain
+from onnxcomp.graph.sites import Site, conv_sites
+from onnxcomp.options import replace_options
+from onnxcomp.runtime.sitebench import chain_speedups
+
+__all__ = ["PAYS", "overridden", "run_site_pass"]
+
+PAYS = 1 / 0.9
+"""A candidate is kept under ``latency`` when the site takes less than 0.9 of its time."""
+
+# Flops that one site's Gram may cost; more patches than 10 a dimension (methods, 0.4) gain little.
+_GRAM_FLOPS = 2e11
+
+
+@dataclass(frozen=True)
+class _Choice:
+    candidate: Candidate
+    cost: Cost
+    speedup: float | None
+
+
+def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> PassReport:
+    """Run a site pass over a model in place.
+
+    Sites are visited in topological order. Each one is proposed on the statistics of the original model, chosen by the
+    objective, and fitted to what the already rewritten prefix feeds it (methods, 0.4: the asymmetric form), so that errors do
+    not pile up with depth.
+    """
+    changes: list[Change] = []
+    skips: list[Skip] = []
+    taken = names_of(model.graph)
+    with _sweep(site_pass, model, context) as sweep:
+        for site in list(conv_sites(model, context.exclude)):
+            outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
+            (skips if isinstance(outcome, Skip) else changes).append(outcome)  # type: ignore[arg-type]
+    return PassReport(tuple(changes), tuple(skips))
+
+
+def overridden(site_pass: SitePass, site: Site, overrides: Sequence[Override]) -> SitePass | None:
+    """Return the pass with the options that a recipe gives this layer; None where the recipe leaves the layer alone.
+
+    The most specific match wins: a glob on the node's name, then the operator type.
+    """
+    by_name = [o for o in overrides if fnmatchcase(site.name, o.match) and o.match != site.kind]
+    chosen = by_name or [o for o in overrides if o.match == site.kind]
+    if not chosen:
+        return site_pass
+    options = chosen[-1].options
+    return None if options is None else _with_options(site_pass, options)
+
+
+def _with_options(site_pass: SitePass, options: Mapping[str, Value]) -> SitePass:
+    configured = replace_options(site_pass, options)
+    assert isinstance(configured, SitePass)
+    return configured
+
+
+@contextmanager
+def _sweep(site_pass: SitePass, model: ir.Model, context: Context) -> Iterator[Sweep | None]:
+    if context.data is None or not site_pass.wants_gram():
+        yield None
+        return
+    sweep = Sweep(model.clone(), model, context.data, context.workdir)
+    try:
+        yield sweep
+    finally:
+        sweep.close()
+
+
+def _visit(
+    site_pass: SitePass, site: Site, model: ir.Model, sweep: Sweep | None, context: Context, taken: set[str]
+) -> Change | Skip:
+    configured = overridden(site_pass, site, context.overrides)
+    if configured is None:
+        return Skip(site.name, "left alone by the recipe")
+    if context.replay is not None:
+        if site.name not in context.replay:
+            return Skip(site.name, "not rewritten in the replayed run")
+        configured = _with_options(configured, context.replay[site.name])
+    reason = configured.refuse(site)
+    if reason:
+        return Skip(site.name, reason)
+    original, compressed = _grams(site, sweep, context)
+    proposals = configured.propose(site, original, context)
+    if isinstance(proposals, Skip):
+        return proposals
+    chosen = _choose(site, proposals, model.opset_imports.get("", 17), context)
+    if isinstance(chosen, Skip):
+        return chosen
+    candidate = chosen.candidate
+    if compressed is not None:
+        candidate = configured.fit(site, candidate, compressed)
+    replace_by_chain(site.node, candidate.chain, site_pass.name, taken)
+    if sweep is not None:
+        sweep.mark_changed()
+    return Change(
+        site.name, candidate.summary, site.cost, chosen.cost, candidate.error, chosen.speedup, candidate.choice
+    )
+
+
+def _grams(site: Site, sweep: Sweep | None, context: Context) -> tuple[PatchGram | None, PatchGram | None]:
+    """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs."""
+    if sweep is None or site.geometry.transposed:
+        return None, None
+    sweep.advance(site)
+    original, compressed = _new_gram(site, context), _new_gram(site, context)
+    for before, after, target in sweep.batches(site):
+        original.update(before, target)
+        if after is not before:
+            compressed.update(after, target)
+    return original, (compressed if compressed.count else original)
+
+
+def _new_gram(site: Site, context: Context) -> PatchGram:
+    dimension = site.weight[0].size
+    positions = max(int(_GRAM_FLOPS / dimension**2), 10 * dimension)
+    return PatchGram(
+        site.geometry, site.channels_in, site.channels_out, max_total=positions, samples=_samples(context), seed=context.seed
+    )
+
+
+def _samples(context: Context) -> int:
+    return 0 if context.data is None else len(context.data)
+
+
+def _choose(site: Site, candidates: Sequence[Candidate], opset: int, context: Context) -> _Choice | Skip:
+    costs = [chain_cost(site, c.chain) for c in candidates]
+    before = site.cost
+    if context.replay is not None:
+        return _Choice(candidates[0], costs[0], None)
+    if context.objective == "size":
+        best = min(range(len(costs)), key=lambda i: costs[i].bytes)
+        if costs[best].bytes >= before.bytes:
+            return Skip(site.name, f"no gain: {before.bytes:,} -> {costs[best].bytes:,} bytes")
+        return _Choice(candidates[best], costs[best], None)
+    speedups = chain_speedups(site, [c.chain for c in candidates], opset, context) if _timed(context) else None
+    if speedups is None:
+        return _fewest_macs(site, candidates, costs)
+    best = max(range(len(costs)), key=lambda i: speedups[i])
+    if speedups[best] < PAYS:
+        return Skip(site.name, f"does not pay: {candidates[best].summary} runs at {speedups[best]:.2f}x of the original's speed")
+    return _Choice(candidates[best], costs[best], speedups[best])
+
+
+def _timed(context: Context) -> bool:
+    return context.objective == "latency" and context.target.host
+
+
+def _fewest_macs(site: Site, candidates: Sequence[Candidate], costs: Sequence[Cost]) -> _Choice | Skip:
+    """Choose by MACs, or by parameters where a shape is unknown."""
+
+    def work(cost: Cost) -> int:
+        return cost.parameters if cost.macs is None or site.cost.macs is None else cost.macs
+
+    best = min(range(len(costs)), key=lambda i: work(costs[i]))
+    if work(costs[best]) >= work(site.cost):
+        return Skip(site.name, f"no gain: {work(site.cost):,} -> {work(costs[best]):,} MACs")
+    return _Choice(candidates[best], costs[best], None)

@@ -1,0 +1,66 @@
+"""What a replacement chain costs: parameters, MACs and bytes, link by link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from onnxcomp.cost import Cost
+from onnxcomp.graph.edit import Link
+from onnxcomp.graph.sites import Site
+
+__all__ = ["chain_cost"]
+
+Spatial = tuple[int, ...] | None
+
+
+def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
+    """Sum the cost of a chain that replaces `site`.
+
+    Only Conv and ConvTranspose links have MACs; any other operator is counted with its constants alone. MACs are None where
+    the site's input size is unknown.
+    """
+    dims = site.input_shape[2:]
+    known = bool(site.input_shape) and all(d is not None for d in dims)
+    sizes: dict[str, Spatial] = {"": tuple(d for d in dims if d is not None) if known else None}
+    parameters, macs, size = 0, 0, 0
+    unknown = False
+    previous = ""
+    for link in chain:
+        source = sizes[link.inputs[0] if link.inputs else previous]
+        parameters += sum(c.size for c in link.constants)
+        size += sum(c.nbytes for c in link.constants)
+        sizes[link.role], positions = _flow(link, source, site)
+        if positions is None:
+            unknown = True
+        else:
+            macs += positions * link.constants[0].size
+        previous = link.role
+    return Cost(parameters, None if unknown else macs, size)
+
+
+def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]:
+    """Output size of a link and the positions at which each of its weights is used (0 where it multiplies nothing)."""
+    if link.op_type not in ("Conv", "ConvTranspose"):
+        return source, 0
+    if source is None:
+        return None, None
+    rank = len(source)
+    kernel = link.constants[0].shape[2:]
+    strides = _ints(link, "strides", (1,) * rank)
+    if link.op_type == "ConvTranspose":
+        return tuple(d for d in site.output_shape[2:] if d is not None), prod(source)
+    if str(link.attributes.get("auto_pad", "NOTSET")).startswith("SAME"):
+        out = tuple(-(-s // t) for s, t in zip(source, strides, strict=True))
+        return out, prod(out)
+    dilations = _ints(link, "dilations", (1,) * rank)
+    pads = _ints(link, "pads", (0,) * (2 * rank))
+    out = tuple(
+        (size + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1 for a, size in enumerate(source)
+    )
+    return out, prod(out)
+
+
+def _ints(link: Link, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    value = link.attributes.get(name, default)
+    return value if isinstance(value, tuple) else default

@@ -1,0 +1,193 @@
+"""Run passes over a model: requires, clone, run, verify, keep or roll back - and the report that says what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from onnxcomp.contract import Context, Override, Pass, PassReport, Value
+from onnxcomp.cost import Cost, model_cost
+from onnxcomp.errors import PassError
+from onnxcomp.evaluate import Quality
+from onnxcomp.options import spec_of
+from onnxcomp.runtime.fusion import NodeFate
+from onnxcomp.runtime.timing import Speedup, paired
+from onnxcomp.verify import check_outputs, check_structure, signature_of
+
+__all__ = ["Choices", "PipelineReport", "Plan", "Progress", "Snapshot", "Step", "run_passes", "time_models"]
+
+Progress = Callable[[str], None]
+Choices = Mapping[str, Mapping[str, Value]]
+
+# A pass that saves bytes may cost this much time under ``latency`` (design, "What a pass saves").
+_BYTES_MAY_COST = 0.98
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a run.
+
+    Attributes:
+        spec: The pass as text, only the options that differ from their defaults.
+        report: Its changes, skips and notes, one entry a site.
+        kept: Whether its result was kept; False: rolled back.
+        why: Why it was rolled back; empty where kept.
+        before: Cost of the model before the pass.
+        after: Cost of the model after it (of the result that was rolled back, if it was).
+        speedup: Measured time before / after, as the later passes would leave both; None where nothing was timed.
+        seconds: Wall time of the pass, seconds.
+    """
+
+    spec: str
+    report: PassReport
+    kept: bool
+    why: str
+    before: Cost
+    after: Cost
+    speedup: Speedup | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model before or after: static cost, bytes of the file with its external data, node count, accuracy."""
+
+    cost: Cost
+    bytes: int
+    nodes: int
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """All that a run did and measured.
+
+    Attributes:
+        version: Version of onnxcomp.
+        recipe: The resolved recipe: passes, target, objective, seed ...; with the steps' choices it replays the run.
+        data: One line about the calibration data.
+        synthetic: Whether no real calibration data were given.
+        folded: What canonicalisation changed.
+        steps: One entry a pass.
+        before: The input.
+        after: The result.
+        speedup: Time of the input / time of the result, measured on whole models; None where nothing was timed.
+        fates: What the runtime does with each node of the result.
+        warnings: What the user should know.
+        failures: Limits that do not hold; empty where all hold.
+    """
+
+    version: str
+    recipe: Mapping[str, object]
+    data: str
+    synthetic: bool
+    folded: tuple[str, ...]
+    steps: tuple[Step, ...]
+    before: Snapshot
+    after: Snapshot
+    speedup: Speedup | None = None
+    fates: tuple[NodeFate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Choices, ...]:
+        """For each step, the resolved options of every site it rewrote; with the recipe they replay the run."""
+        return tuple(
+            {c.site: dict(c.choice) for c in step.report.changes} if step.kept else {} for step in self.steps
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: the passes, their per-layer overrides, and the choices of an earlier run to replay."""
+
+    passes: tuple[Pass, ...]
+    overrides: tuple[tuple[Override, ...], ...] = ()
+    replay: tuple[Choices, ...] | None = None
+    progress: Progress | None = field(default=None, compare=False)
+
+
+def run_passes(model: ir.Model, plan: Plan, context: Context) -> tuple[ir.Model, tuple[Step, ...]]:
+    """Run the passes in order; each one works on a clone that replaces the model only if it holds up.
+
+    Raises:
+        InputError: A pass cannot run on this model or target at all.
+    """
+    steps: list[Step] = []
+    for index, item in enumerate(plan.passes):
+        if plan.progress:
+            plan.progress(spec_of(item))
+        own = replace(
+            context,
+            followers=plan.passes[index + 1 :],
+            overrides=plan.overrides[index] if plan.overrides else (),
+            replay=plan.replay[index] if plan.replay is not None else None,
+        )
+        item.requires(model, own)
+        model, step = _run_one(item, model, own)
+        steps.append(step)
+    return model, tuple(steps)
+
+
+def _run_one(item: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, Step]:
+    started = time.perf_counter()
+    trial = model.clone()
+    report = item.run(trial, context)
+    before, after = model_cost(model), model_cost(trial)
+    speedup: Speedup | None = None
+    why = ""
+    if report.changes:
+        try:
+            _verify(trial, model, context)
+        except PassError as error:
+            why = str(error)
+        else:
+            speedup, why = _judge(item, trial, model, context)
+    kept = not why
+    step = Step(spec_of(item), report, kept, why, before, after, speedup, time.perf_counter() - started)
+    return (trial if kept else model), step
+
+
+def _verify(trial: ir.Model, model: ir.Model, context: Context) -> None:
+    check_structure(trial, signature_of(model))
+    feeds = context.data or context.stand_in
+    if feeds is not None:
+        check_outputs(trial, model, feeds.first(1))
+
+
+def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tuple[Speedup | None, str]:
+    """Time the result against its predecessor, both as the later passes would leave them; say why it must go, if it must."""
+    if item.saves == "nothing" or context.replay is not None:
+        return None, ""
+    speedup = time_models(_rehearsed(model, context), _rehearsed(trial, context), context)
+    if speedup is None:
+        return None, ""
+    floor = 1.0 if item.saves == "latency" else _BYTES_MAY_COST
+    if speedup.ratio < floor:
+        return speedup, f"slower: {speedup.ratio:.2f}x of the speed before (95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
+    return speedup, ""
+
+
+def time_models(base: ir.Model, other: ir.Model, context: Context) -> Speedup | None:
+    """Time two models interleaved at batch 1; None where the run times nothing.
+
+    An interval that holds 1 is measured a second time and longer, then its median decides.
+    """
+    feeds = context.data or context.stand_in
+    if context.objective != "latency" or not context.target.host or feeds is None:
+        return None
+    feed = feeds.first(1)
+    speedup = paired(base, other, feed, threads=context.threads)
+    if speedup.low < 1.0 < speedup.high:
+        speedup = paired(base, other, feed, threads=context.threads, rounds=600, budget_s=15.0)
+    return speedup
+
+
+def _rehearsed(model: ir.Model, context: Context) -> ir.Model:
+    for follower in context.followers:
+        model = follower.rehearse(model, context)
+    return model
