@@ -57,7 +57,7 @@ def names_of(graph: ir.Graph) -> set[str]:
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Register a new initializer; `name` must be free."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
