@@ -147,7 +147,7 @@ def reduced_rank(lower: Float, cross: Float, rank: int | None) -> tuple[Float, F
         return _solve(lower, cross.T).T, None
     response = scipy.linalg.solve_triangular(lower, cross.T, lower=True)
     last = leading_vectors(response.T @ response, rank)
-    core = scipy.linalg.solve_triangular(lower, response @ last, lower=True, trans="T").T
+    core = scipy.linalg.solve_triangular(lower, response @ last, lower=True, trans=1).T
     return np.ascontiguousarray(core), last
 
 
@@ -184,7 +184,7 @@ def _input_factor(k: Float, channel: Float, rank: int) -> Float:
     lower = cholesky(channel)
     unfolded = lower.T @ unfold_in(k)
     vectors = leading_vectors(unfolded @ unfolded.T, rank)
-    factor: Float = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans="T").T
+    factor: Float = scipy.linalg.solve_triangular(lower, vectors, lower=True, trans=1).T
     return np.ascontiguousarray(factor)
 
 
@@ -214,7 +214,8 @@ def _improve_first(covariance: Covariance, channel: Float, first: Float, core: F
     def normal(p: Float) -> Float:
         composed = np.matmul(p.T, flat).reshape(len(flat), channels * taps)
         response = (composed @ covariance.xx).reshape(len(flat), channels, taps)
-        return np.tensordot(flat, response, ((0, 2), (0, 2)))
+        gradient: Float = np.tensordot(flat, response, ((0, 2), (0, 2)))
+        return gradient
 
     # Exact where taps are uncorrelated: a Kronecker product of the core's energy and the channel covariance.
     left, right = cholesky(np.tensordot(flat, flat, ((0, 2), (0, 2)))), cholesky(channel)

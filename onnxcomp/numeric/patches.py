@@ -78,7 +78,7 @@ def patches_at(
     rank = len(kernel)
     index = np.unravel_index(positions.ravel(), windows.shape[2 : 2 + rank])
     image = np.repeat(np.arange(x.shape[0]), positions.shape[1])
-    chosen = np.moveaxis(windows, 1, 1 + rank)[(image, *index)]
+    chosen: Array = np.moveaxis(windows, 1, 1 + rank)[(image, *index)]
     return chosen.reshape(positions.size, x.shape[1] * prod(kernel))
 
 

@@ -140,22 +140,20 @@ def balance(factors: Tucker2, gram: NDArray[np.floating] | None = None) -> Tucke
         factors: Any Tucker form.
         gram: Uncentred Gram E[x x^T] of the input patches, (d, d), channel-major; None assumes white inputs.
     """
-    k = factors.core.shape[2:]
     first, core, last = factors.first, factors.core, factors.last
-    taps = int(np.prod(k, dtype=np.int64))
+    axes = (1,) * (core.ndim - 2)
+    taps = core[0, 0].size
     inner = None if gram is None else project_gram(np.asarray(gram, np.float64), first)
     if first is not None:
-        scale = _row_scale(first, None if inner is None else channel_average(inner, taps))
-        first, core = first / scale[:, None], core * scale.reshape(1, -1, *(1,) * len(k))
-        if inner is not None:
-            tapwise = np.repeat(scale, taps)
-            inner = inner / np.outer(tapwise, tapwise)
-        elif last is not None:
-            # White inputs: the inner tensor's covariance is first first^T, alike at every tap.
-            inner = np.kron(first @ first.T, np.eye(taps))
+        energy = _energy(first, None) if inner is None else np.diagonal(channel_average(inner, taps))
+        scale = _scale(energy)
+        energy = _core_energy(first, core, inner)
+        first, core = first / scale[:, None], core * scale.reshape(1, -1, *axes)
+    else:
+        energy = _core_energy(None, core, inner)
     if last is not None:
-        scale = _row_scale(core.reshape(len(core), -1), inner)
-        core, last = core / scale.reshape(-1, 1, *(1,) * len(k)), last * scale
+        scale = _scale(energy)
+        core, last = core / scale.reshape(-1, 1, *axes), last * scale
     return _share_magnitude(Tucker2(first, core, last, factors.error))
 
 
@@ -216,9 +214,22 @@ def _checked(weight: NDArray[np.floating], rank_in: int | None, rank_out: int | 
     return k
 
 
-def _row_scale(rows: Float, gram: Float | None) -> Float:
-    """Root mean square of each row's response; 1 for rows that never respond."""
-    energy = np.einsum("rd,rd->r", rows, rows if gram is None else rows @ gram)
+def _energy(rows: Float, gram: Float | None) -> Float:
+    """Mean square of each row's response to inputs of that Gram (None: white)."""
+    energy: Float = np.einsum("rd,rd->r", rows, rows if gram is None else rows @ gram)
+    return energy
+
+
+def _core_energy(first: Float | None, core: Float, inner: Float | None) -> Float:
+    """Mean square of each channel that the core puts out; `inner` is the Gram of what it reads (None: white inputs)."""
+    flat = core.reshape(core.shape[0], core.shape[1], -1)
+    if inner is not None or first is None:
+        return _energy(flat.reshape(len(flat), -1), inner)
+    return _energy(np.matmul(first.T, flat).reshape(len(flat), -1), None)
+
+
+def _scale(energy: Float) -> Float:
+    """Root of the energy; 1 for channels that never respond."""
     return np.sqrt(np.where(energy > 0.0, energy, 1.0))
 
 

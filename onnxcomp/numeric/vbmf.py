@@ -101,7 +101,7 @@ def _x_bar(alpha: float) -> float:
         return phi(tau) + phi(tau / alpha)
 
     # Phi falls from 1/2 through 0 at 2.5129, so the root lies between 2.5129 alpha and 2.5129.
-    tau = float(brentq(equation, 2.5 * alpha, 2.52, xtol=1e-14))
+    tau = brentq(equation, 2.5 * alpha, 2.52, xtol=1e-14, full_output=False)
     return (1 + tau) * (1 + alpha / tau)
 
 
