@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxcomp import modelio
 from onnxcomp.errors import DataError, ModelError
 
 __all__ = ["Optimize", "input_names", "open_session", "output_names", "run"]
@@ -44,8 +45,9 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.RuntimeException,
     RuntimeError,
 )
-# Protobuf's limit is 2**31 - 1 bytes; the margin is for everything in a model that is not a constant.
-_IN_MEMORY_LIMIT = 1_900_000_000
+# In memory a model exists twice while it loads, as bytes and as what ORT parses from them; above, a file spares the bytes
+# (and beyond 2 GB nothing else is possible).
+_IN_MEMORY_LIMIT = 256 << 20
 _MESSAGE_LIMIT = 300
 
 
@@ -63,8 +65,8 @@ def open_session(
     disturb the one that is measured next.
 
     Args:
-        model: A model, its serialized bytes, or a path. A model over 2 GB travels through a temporary
-            file, which ORT maps.
+        model: A model, its serialized bytes, or a path. A model over 256 MB travels through a
+            temporary file.
         threads: Intra-op threads; inter-op is always 1.
         optimize: How far ORT rewrites the graph at load.
         dump: Write ORT's optimised graph there.
@@ -86,7 +88,7 @@ def open_session(
     if isinstance(model, ir.Model):
         if _constant_bytes(model) > _IN_MEMORY_LIMIT:
             return _open_large(model, options)
-        return _open(ir.to_proto(model).SerializeToString(), options, model.graph.name or "model")
+        return _open(modelio.to_bytes(model), options, model.graph.name or "model")
     if isinstance(model, bytes):
         return _open(model, options, "model")
     if not Path(model).is_file():
@@ -133,7 +135,7 @@ def output_names(session: ort.InferenceSession) -> list[str]:
     return [str(value.name) for value in session.get_outputs()]
 
 
-def _open(model: bytes | str, options: ort.SessionOptions, what: str) -> ort.InferenceSession:
+def _open(model: bytes | str, options: Any, what: str) -> ort.InferenceSession:
     try:
         # Without fallback ORT raises at once instead of printing to stdout and trying again.
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=False)
@@ -142,9 +144,9 @@ def _open(model: bytes | str, options: ort.SessionOptions, what: str) -> ort.Inf
 
 
 def _open_large(model: ir.Model, options: Any) -> ort.InferenceSession:
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data=path.name + ".data")
+        modelio.save(model, path)
         return _open(str(path), options, model.graph.name or "model")
 
 

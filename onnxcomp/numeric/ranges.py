@@ -1,0 +1,254 @@
+"""From a tensor's distribution to the range that quantization covers.
+
+An asymmetric grid of `levels` values over [low, high] always holds zero: the scale is s = (high - low) / (levels -
+1), the zero point z = round(-low / s), and a value x becomes s (clip(round(x / s) + z, 0, levels - 1) - z).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.numeric.histogram import Histogram
+
+__all__ = ["METHODS", "Method", "Range", "choose_range", "entropy", "expected_error", "minmax", "mse", "percentile"]
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+Array = NDArray[np.float64]
+
+# Ratios of a candidate end to the extreme value. Below 1/64 of a heavy tail's extreme nothing useful is left at 8 bits.
+_LEAST_RATIO = 1 / 64
+_ENTROPY_CANDIDATES = 96
+_ENTROPY_SMOOTHING = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What a quantizer covers of one tensor.
+
+    Attributes:
+        low: Lower end, 0 or less.
+        high: Upper end, 0 or more. ``low == high == 0`` only for a tensor that was zero throughout: any scale is
+            right then.
+        method: How it was chosen.
+        facts: What the report shows: ``min``, ``max``, ``zeros`` and ``clipped`` (fractions), ``sqnr_db`` (expected).
+    """
+
+    low: float
+    high: float
+    method: str
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def choose_range(
+    histogram: Histogram,
+    method: Method,
+    *,
+    percent: float = 99.99,
+    levels: int = 256,
+    symmetric: bool = False,
+) -> Range:
+    """Choose the range of a tensor.
+
+    Args:
+        histogram: The tensor's values.
+        method: The rule.
+        percent: For ``percentile``: how much of the mass stays inside, both tails together; 0 to 100.
+        levels: Number of quantized values: 256 for asymmetric uint8, 255 for symmetric int8.
+        symmetric: low = -high.
+
+    Raises:
+        ValueError: The histogram is empty.
+    """
+    if not histogram.total:
+        raise ValueError("an empty histogram has no range")
+    if method == "minmax":
+        low, high = minmax(histogram, symmetric=symmetric)
+    elif method == "percentile":
+        low, high = percentile(histogram, percent, symmetric=symmetric)
+    elif method == "entropy":
+        low, high = entropy(histogram, levels=levels, symmetric=symmetric)
+    else:
+        low, high = mse(histogram, levels=levels, symmetric=symmetric)
+    return Range(low, high, method, _facts(histogram, low, high, levels))
+
+
+def minmax(histogram: Histogram, *, symmetric: bool = False) -> tuple[float, float]:
+    """Return the least range that holds zero and every value."""
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    peak = max(-low, high)
+    return (-peak, peak) if symmetric else (low, high)
+
+
+def percentile(histogram: Histogram, percent: float = 99.99, *, symmetric: bool = False) -> tuple[float, float]:
+    """Return the range that leaves out (100 - percent) / 2 percent of the values at each end.
+
+    Linear inside a bin; zero is always inside; never wider than minimum and maximum.
+    """
+    edges, mass = histogram.bins()
+    cut = (1 - percent / 100) / 2 * histogram.total
+    if cut <= 0:
+        return minmax(histogram, symmetric=symmetric)
+    rising = np.concatenate([[0.0], np.cumsum(mass)])
+    falling = rising[-1] - rising
+    # No bin straddles zero, and the zeros are all at one point: past one sign's mass the quantile is zero itself.
+    negative, positive = float(mass[edges[:-1] < 0].sum()), float(mass[edges[1:] > 0].sum())
+    low = float(np.interp(cut, rising, edges)) if cut < negative else 0.0
+    high = float(np.interp(cut, falling[::-1], edges[::-1])) if cut < positive else 0.0
+    peak = max(-low, high)
+    return (-peak, peak) if symmetric else (low, high)
+
+
+def entropy(histogram: Histogram, *, levels: int = 256, symmetric: bool = False) -> tuple[float, float]:
+    """Return the range whose quantized distribution diverges least (Kullback-Leibler) from the one it stands for.
+
+    The calibrator of TensorRT (S. Migacz, 8-bit inference with TensorRT, GTC 2017), with as many quantized bins as
+    the grid has levels: a threshold t clips the values to [max(low, -t), min(high, t)], the clipped mass goes to the
+    outer bins of the reference, and the candidate is the reference without it, averaged over the bins that share a
+    level. Zeros are exact on any grid and take no part.
+    """
+    edges, mass = histogram.bins()
+    low, high = minmax(histogram, symmetric=symmetric)
+    if not mass.size or mass.size <= levels // 2:
+        return low, high
+    peak = max(-low, high)
+    best, best_divergence = (low, high), math.inf
+    for ratio in np.linspace(1.0, 0.1, _ENTROPY_CANDIDATES):
+        ends = (max(low, -ratio * peak), min(high, ratio * peak))
+        divergence = _divergence(edges, mass, ends, levels)
+        if divergence < best_divergence:
+            best, best_divergence = ends, divergence
+    return best
+
+
+def mse(histogram: Histogram, *, levels: int = 256, symmetric: bool = False) -> tuple[float, float]:
+    """Return the range of least expected squared error, rounding and clipping together (:func:`expected_error`).
+
+    Both ends are searched, on a geometric grid that is refined around its best point; the full range is among the
+    candidates, so that the result is never worse than it.
+    """
+    low, high = minmax(histogram, symmetric=symmetric)
+    if low == high:
+        return low, high
+    edges, mass = histogram.bins()
+    two_sided = low < 0 < high and not symmetric
+    grid = np.linspace(math.log(_LEAST_RATIO), 0.0, 17 if two_sided else 65)
+    lows, highs = _candidates((low, high), (low, high), grid, two_sided)
+    k = int(np.argmin(_errors(*_thinned(edges, mass), lows, highs, levels)))
+    lows, highs = np.array([low, lows[k]]), np.array([high, highs[k]])
+    spread = float(grid[1] - grid[0])
+    best = (low, high)
+    for _ in range(4):
+        k = int(np.argmin(_errors(edges, mass, lows, highs, levels)))
+        best = (float(lows[k]), float(highs[k]))
+        # The best one stays among the candidates, so that no step is for the worse.
+        lows, highs = _candidates((low, high), best, np.linspace(-spread, spread, 5), two_sided)
+        spread /= 2.5
+    return _on_grid(best[0], best[1], levels)
+
+
+def expected_error(histogram: Histogram, low: float, high: float, *, levels: int = 256) -> float:
+    """Return the mean of (x - dequantize(quantize(x)))**2 over all values, zeros included.
+
+    Exact for a density that is constant inside each bin, clipped values included. ``low <= 0 <= high``, not both 0.
+    """
+    return float(_errors(*histogram.bins(), np.array([low]), np.array([high]), levels)[0]) / histogram.total
+
+
+def _facts(histogram: Histogram, low: float, high: float, levels: int) -> dict[str, float]:
+    edges, mass = histogram.bins()
+    facts = {"min": histogram.low, "max": histogram.high, "zeros": histogram.zeros / histogram.total}
+    if not mass.size or low == high:
+        return facts
+    rising = np.concatenate([[0.0], np.cumsum(mass)])
+    inside = float(np.interp(high, edges, rising)) - float(np.interp(low, edges, rising))
+    power = float(mass @ (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2)) / 3
+    error = expected_error(histogram, low, high, levels=levels) * histogram.total
+    facts["clipped"] = max(0.0, float(rising[-1]) - inside) / histogram.total
+    facts["sqnr_db"] = 10 * math.log10(power / error) if power and error else math.inf
+    return facts
+
+
+def _thinned(edges: Array, mass: Array) -> tuple[Array, Array]:
+    """Return the distribution on bins 8 times as wide: enough to find the region of the best range."""
+    starts = np.arange(0, mass.size, 8)
+    return np.append(edges[:-1][starts], edges[-1]), np.add.reduceat(mass, starts)
+
+
+def _candidates(
+    ends: tuple[float, float], center: tuple[float, float], grid: Array, two_sided: bool
+) -> tuple[Array, Array]:
+    """Return ranges whose ends are exp(grid) times those of `center`, alone or in all pairs, never beyond `ends`."""
+    lower = np.maximum(center[0] * np.exp(grid), ends[0])
+    upper = np.minimum(center[1] * np.exp(grid), ends[1])
+    if not two_sided:
+        return lower, upper
+    lows, highs = np.meshgrid(lower, upper, indexing="ij")
+    return lows.ravel(), highs.ravel()
+
+
+def _scale_zero(low: Array, high: Array, levels: int) -> tuple[Array, Array]:
+    scale = (high - low) / (levels - 1)
+    return scale, np.rint(-low / scale)
+
+
+def _on_grid(low: float, high: float, levels: int) -> tuple[float, float]:
+    """Return the first and last value of the grid over [low, high], so that the same grid comes back from them."""
+    scale = (high - low) / (levels - 1)
+    zero = round(-low / scale)
+    return -zero * scale, (levels - 1 - zero) * scale
+
+
+def _errors(edges: Array, mass: Array, lows: Array, highs: Array, levels: int) -> Array:
+    """Return the summed squared error for each candidate range [k].
+
+    In units of the scale, with j the nearest level, the error's antiderivative is j / 12 + (u - j)**3 / 3: every full
+    cell contributes 1/12, and the cube goes on growing past the last level. So a bin costs its mass times the
+    antiderivative's rise over the bin's width.
+    """
+    if not mass.size:
+        return np.zeros(len(lows))
+    scale, zero = _scale_zero(lows, highs, levels)
+    u = edges / scale[:, None] + zero[:, None]
+    level = np.clip(np.rint(u), 0, levels - 1)
+    rest = u - level
+    rise = np.diff(level / 12 + rest**3 / 3, axis=1)
+    width = np.diff(u, axis=1)
+    # Where a bin is a point, or so narrow that the difference of the antiderivatives has no digits left, take the
+    # point.
+    narrow = width < 1e-5
+    per_unit = np.where(narrow, rest[:, 1:] ** 2, rise / np.where(narrow, 1.0, width))
+    summed: Array = np.maximum(per_unit, 0.0) @ mass
+    return summed * scale**2
+
+
+def _divergence(edges: Array, mass: Array, ends: tuple[float, float], levels: int) -> float:
+    """Return KL(reference || quantized) for the values clipped to `ends`."""
+    middles = (edges[1:] + edges[:-1]) / 2
+    inside = (middles >= ends[0]) & (middles <= ends[1])
+    kept = mass[inside]
+    if not kept.size:
+        return math.inf
+    reference = kept.copy()
+    reference[0] += float(mass[middles < ends[0]].sum())
+    reference[-1] += float(mass[middles > ends[1]].sum())
+    position = (middles[inside] - ends[0]) * (levels / (ends[1] - ends[0]))
+    level = np.minimum(position.astype(np.intp), levels - 1)
+    occupied = kept > 0
+    share = np.bincount(level, weights=kept) / np.maximum(np.bincount(level, weights=occupied), 1)
+    quantized: Array = np.where(occupied, share[level], 0.0)
+    p, q = _smooth(reference), _smooth(quantized)
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _smooth(mass: NDArray[Any]) -> Array:
+    """Return the distribution with a little uniform mass mixed in, so that no logarithm is infinite."""
+    total = max(float(mass.sum()), np.finfo(np.float64).tiny)
+    return (mass / total + _ENTROPY_SMOOTHING / mass.size) / (1 + _ENTROPY_SMOOTHING)
