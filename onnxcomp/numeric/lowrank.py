@@ -214,8 +214,7 @@ def _improve_first(covariance: Covariance, channel: Float, first: Float, core: F
     def normal(p: Float) -> Float:
         composed = np.matmul(p.T, flat).reshape(len(flat), channels * taps)
         response = (composed @ covariance.xx).reshape(len(flat), channels, taps)
-        gradient: Float = np.tensordot(flat, response, ((0, 2), (0, 2)))
-        return gradient
+        return np.asarray(np.tensordot(flat, response, ((0, 2), (0, 2))), np.float64)
 
     # Exact where taps are uncorrelated: a Kronecker product of the core's energy and the channel covariance.
     left, right = cholesky(np.tensordot(flat, flat, ((0, 2), (0, 2)))), cholesky(channel)

@@ -117,7 +117,7 @@ def break_even(
 
 
 def tail_energy(singular_values: Spectrum) -> NDArray[np.float64]:
-    """Relative squared energy past each rank: entry r is what rank r loses, r = 0 .. n; all zero for a zero spectrum."""
+    """Relative squared energy past each rank: entry r is what rank r loses, r = 0 .. n; zeros for a zero spectrum."""
     squares = np.asarray(singular_values, np.float64) ** 2
     tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
     return tails / tails[0] if tails[0] > 0.0 else tails

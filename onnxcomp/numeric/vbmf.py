@@ -16,7 +16,7 @@ from math import ceil, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar, root_scalar
 
 __all__ = ["EvbmfResult", "evbmf_from_singular_values", "evbmf_rank"]
 
@@ -101,7 +101,7 @@ def _x_bar(alpha: float) -> float:
         return phi(tau) + phi(tau / alpha)
 
     # Phi falls from 1/2 through 0 at 2.5129, so the root lies between 2.5129 alpha and 2.5129.
-    tau = brentq(equation, 2.5 * alpha, 2.52, xtol=1e-14, full_output=False)
+    tau = float(root_scalar(equation, bracket=(2.5 * alpha, 2.52), method="brentq", xtol=1e-14).root)
     return (1 + tau) * (1 + alpha / tau)
 
 
