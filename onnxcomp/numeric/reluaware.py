@@ -19,6 +19,8 @@ Float = NDArray[np.float64]
 
 # Penalty and number of alternations, from He et al.'s released code for Zhang's method.
 _SCHEDULE = ((0.1, 30), (1.0, 20))
+# One sample in so many judges the result instead of shaping it.
+_HELD_OUT = 4
 
 
 def relu_error(y: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
@@ -57,21 +59,24 @@ def relu_aware(
         the alternation does not improve on it.
 
     Raises:
-        ValueError: Fewer than two samples.
+        ValueError: Fewer than eight samples.
     """
-    if len(x) < 2:
+    if len(x) < 2 * _HELD_OUT:
         raise ValueError(f"{len(x)} samples are too few for a fit")
     features = _features(np.asarray(x, np.float64), factors)
     targets = np.asarray(y, np.float64)
+    held = np.arange(len(x)) % _HELD_OUT == 0
+    test_features, test_targets = features[held], targets[held]
     start = _linear(factors)
-    best = (factors, np.asarray(bias, np.float64), relu_error(targets, features @ start.T + bias))
-    problem = _Problem(features, start, None if factors.last is None else factors.last.shape[1], damping)
-    z = targets
+    best = (factors, np.asarray(bias, np.float64), relu_error(test_targets, test_features @ start.T + bias))
+    problem = _Problem(features[~held], start, None if factors.last is None else factors.last.shape[1], damping)
+    z = targets[~held]
+    wanted = np.maximum(z, 0.0)
     for penalty, count in schedule:
         for _ in range(count):
-            z = _closest(problem.fit(z), np.maximum(targets, 0.0), penalty)
-        # The regression of the last z, which is what the chain would give.
-        error = relu_error(targets, problem.fit(z))
+            z = _closest(problem.fit(z), wanted, penalty)
+        problem.fit(z)
+        error = relu_error(test_targets, test_features @ problem.linear.T + problem.bias)
         if error < best[2]:
             core = problem.core.reshape(len(problem.core), *factors.core.shape[1:])
             best = (Tucker2(factors.first, core, problem.last, 0.0), problem.bias, error)
@@ -102,9 +107,15 @@ class _Problem:
         offset = z.mean(axis=0)
         cross = (z - offset).T @ self._centred / len(z) + self._pull
         self.core, self.last = reduced_rank(self._lower, cross, self._rank)
-        linear = self.core if self.last is None else self.last @ self.core
+        linear = self.linear
         self.bias = offset - linear @ self._mean
-        return self._centred @ linear.T + offset
+        response: Float = self._centred @ linear.T + offset
+        return response
+
+    @property
+    def linear(self) -> Float:
+        """Core and output factor as one matrix, (Co, features)."""
+        return self.core if self.last is None else self.last @ self.core
 
 
 def _closest(response: Float, target: Float, penalty: float) -> Float:
