@@ -63,6 +63,7 @@ def emit(
     for name, tensor in plan.tensors.items():
         writer.write_pair(tensor, roots[name], parameters[roots[name]])
     floors = _floors(plan.weighted, biases, scales)
+    writer.drop_unread()
     weights = [writer.write_weight(w, rules, floors[(w.weight.name, w.axis)]) for w in plan.weighted]
     for w, bias, scale, weight in zip(plan.weighted, biases, scales, weights, strict=True):
         if bias is not None:
@@ -101,6 +102,7 @@ class _Writer:
         self.taken = names_of(graph)
         self._constants: dict[tuple[str, int, int], ir.Value] = {}
         self._scales: dict[str, ir.Value] = {}
+        self._dequantizers: list[ir.Node] = []
         self._weights: dict[tuple[str | None, int], tuple[QuantizedWeight, ir.Value]] = {}
 
     def write_pair(self, tensor: Quantized, root: str, parameters: Parameters) -> None:
@@ -127,6 +129,7 @@ class _Writer:
             self.graph.insert_before(self.graph[0], made)
         else:
             self.graph.insert_after(anchor, made)
+        self._dequantizers.append(made[-1])
         for user, index in users:
             user.replace_input_with(index, result)
         if tensor.closed and value.is_graph_output():
@@ -143,12 +146,17 @@ class _Writer:
             if output is value:
                 self.graph.outputs[i] = result
 
+    def drop_unread(self) -> None:
+        """Remove dequantizers that nobody reads: those of tensors that only a Pad reads, as integers."""
+        unread = [n for n in self._dequantizers if not n.outputs[0].uses() and not n.outputs[0].is_graph_output()]
+        self.graph.remove(unread, safe=True)
+
     @staticmethod
     def _store(node: ir.Node | None, fill: ir.Value | None) -> None:
         """Let a Pad node work on the integers behind its dequantized input; the fill value is then the zero point."""
         source = node.inputs[0].producer() if node is not None and node.inputs[0] is not None else None
         assert node is not None and source is not None
-        node.replace_input_with(0, source.inputs[0])
+        node.replace_input_with(0, source.inputs[0])  # drop_unread() removes the pair's second half if it was for this one alone
         if node.attributes.get_string("mode", "constant") == "constant":
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, fill)

@@ -66,14 +66,14 @@ class Plan:
         weighted: Nodes with weights, in graph order.
         others: Integer nodes without weights, in graph order.
         tensors: Quantized tensors by name, in graph order.
-        outputs: Node to the tensor that holds its quantized result (behind an absorbed activation); absent where it stays float.
+        outputs: Node to the tensors that hold its quantized results (behind an absorbed activation); absent where it stays float.
         skips: Weighted nodes that stay float, and why.
     """
 
     weighted: tuple[Weighted, ...]
     others: tuple[IntegerNode, ...]
     tensors: dict[str, Quantized]
-    outputs: dict[ir.Node, ir.Value]
+    outputs: dict[ir.Node, list[ir.Value]]
     skips: tuple[Skip, ...]
 
     @property
@@ -136,7 +136,7 @@ class _Placer:
         self.weighted = weighted
         self.refused = refused
         self.chosen = set(weighted)
-        self.outputs: dict[ir.Node, ir.Value] = {}
+        self.outputs: dict[ir.Node, list[ir.Value]] = {}
         self.tensors: dict[str, Quantized] = {}
         self._leading: set[ir.Node] = set()
 
@@ -173,7 +173,7 @@ class _Placer:
         last, limits = self._behind(out, node)
         tensor = self._tensor(last)
         tensor.closed = True
-        self.outputs[node] = last
+        self.outputs.setdefault(node, []).append(last)
         if node.op_type in self.scheme.passing or node.op_type in self.scheme.stored:
             source = self._data(node)[0]
             tensor.root = self._tensor(source).root

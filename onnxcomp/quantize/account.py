@@ -1,0 +1,77 @@
+"""What the int8 pass tells: one Change for each node on integers, with every range that was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import onnx_ir as ir
+
+from onnxcomp.contract import Change, Value
+from onnxcomp.cost import Cost
+from onnxcomp.graph.sites import static_shape
+from onnxcomp.numeric.ranges import Range
+from onnxcomp.quantize.emit import WeightRules
+from onnxcomp.quantize.parameters import Parameters
+from onnxcomp.quantize.placement import Plan
+from onnxcomp.quantize.weighted import Weighted
+
+__all__ = ["changes"]
+
+
+def changes(plan: Plan, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters], rules: WeightRules) -> Iterator[Change]:
+    """Yield one Change for each node of the plan; call it before the model is rewritten.
+
+    Facts name the input's and the output's tensor, and give for each its range (low, high), the method that chose it, scale and zero point.
+    """
+    for w in plan.weighted:
+        before = _weighted_cost(w)
+        channels = w.weight.const_value.shape[w.axis] if w.weight.const_value is not None else 0
+        assert isinstance(channels, int)
+        size = w.weight.const_value.size if w.weight.const_value is not None else 0
+        after = Cost(before.parameters, before.macs, size + 4 * channels + 2 * 4 * (before.parameters - size))
+        facts = _facts(plan, w.node, ranges, parameters)
+        facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
+        yield Change(w.site, f"{w.node.op_type}, uint8 x int8, {channels} weight scales", before, after, facts=facts)
+    for other in plan.others:
+        nothing = Cost(0, 0, 0)
+        facts = _facts(plan, other.node, ranges, parameters)
+        yield Change(other.site, f"{other.node.op_type} on uint8", nothing, nothing, facts=facts)
+
+
+def _facts(plan: Plan, node: ir.Node, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters]) -> dict[str, Value]:
+    facts: dict[str, Value] = {}
+    inputs = [v for v in dict.fromkeys(node.inputs) if v is not None and v.name in plan.tensors]
+    for i, value in enumerate(inputs):
+        facts |= _tensor_facts("input" if i == 0 else f"input{i + 1}", plan, value, ranges, parameters)
+    for i, value in enumerate(plan.outputs.get(node, ())):
+        facts |= _tensor_facts("output" if i == 0 else f"output{i + 1}", plan, value, ranges, parameters)
+    return facts
+
+
+def _tensor_facts(
+    prefix: str, plan: Plan, value: ir.Value, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters]
+) -> dict[str, Value]:
+    root = plan.root_of(value)
+    chosen, written = ranges[root], parameters[root]
+    facts: dict[str, Value] = {
+        "tensor": value.name or "",
+        "low": written.low,
+        "high": written.high,
+        "method": chosen.method,
+        "scale": written.scale,
+        "zero_point": written.zero_point,
+    }
+    return {f"{prefix}.{key}": fact for key, fact in (facts | dict(chosen.facts)).items()}
+
+
+def _weighted_cost(w: Weighted) -> Cost:
+    assert w.weight.const_value is not None
+    weights = w.weight.const_value.size
+    biases = w.bias.const_value.size if w.bias is not None and w.bias.const_value is not None else 0
+    shape = static_shape(w.node.outputs[0])
+    # At batch 1: a convolution reads each weight once a position, a matrix product once a row.
+    positions = shape[2:] if w.node.op_type == "Conv" else shape[1:-1]
+    known = [d for d in positions if d is not None]
+    macs = weights * prod(known) if shape and len(known) == len(positions) else None
+    return Cost(weights + biases, macs, 4 * (weights + biases))
