@@ -1,4 +1,4 @@
-"""Feeds cut from arrays: which axis is what, how long a batch is, and whether the arrays fit the model and each other."""
+"""Feeds cut from arrays: which axis is what, how long a batch is, and whether the arrays fit the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How one array is cut into feeds: `rows` of its first axis each, or one entry (with the axis dropped) if `whole`."""
+    """How one array is cut into feeds: `rows` of its first axis each, or one entry (axis dropped) if `whole`."""
 
     wanted: ModelInput
     column: Column
@@ -38,9 +38,10 @@ class _Cut:
 class ArrayFeeds(Feeds):
     """Samples from arrays keyed by input name.
 
-    Where an array has the rank of the model's input, its first axis enumerates samples and is cut into batches: of exactly
-    the model's batch size where that is fixed (a last partial batch is dropped and noted), of a convenient size otherwise.
-    Where it has one axis more, or the input is a scalar, its first axis enumerates whole feeds. Other arrays are ignored.
+    Where an array has the rank of the model's input, its first axis enumerates samples and is cut into batches: of
+    exactly the model's batch size where that is fixed (a last partial batch is dropped and noted), of a convenient
+    size otherwise. Where it has one axis more, or the input is a scalar, its first axis enumerates whole feeds. Other
+    arrays are ignored.
 
     Raises:
         DataError: An array is missing, empty, of the wrong rank, shape or dtype, or the arrays do not match each other.
@@ -75,8 +76,9 @@ class ArrayFeeds(Feeds):
         if column is None:
             return None
         where = column.where
-        if column.dtype.kind not in "iu":
-            raise DataError(f"{where}: labels must be integers (class indices), not {column.dtype.name}")
+        if column.dtype.kind not in "iu" or not column.shape:
+            found = f"{column.dtype.name}{_text(column.shape)}"
+            raise DataError(f"{where}: labels must be an array of integers (class indices), not {found}")
         values = column.whole().reshape(-1).astype(np.int64)
         if len(values) != self._offered:
             raise DataError(
@@ -112,7 +114,8 @@ def _check(wanted: ModelInput, column: Column) -> bool:
             if not wanted.shape:
                 expected = "one axis (a value a feed)"
             raise DataError(
-                f"{column.where}: has shape {_text(column.shape)}; input {wanted.name!r} is {wanted}, so it needs {expected}"
+                f"{column.where}: has shape {_text(column.shape)}; input {wanted.name!r} is {wanted},"
+                f" so it needs {expected}"
             )
         model_axes = wanted.shape if whole else wanted.shape[1:]
         if any(isinstance(m, int) and m != d for m, d in zip(model_axes, column.shape[1:], strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -41,13 +41,8 @@ class Column(ABC):
         """Yield the array in slices of `rows` entries of its first axis; the last one may be shorter."""
 
     def whole(self) -> NDArray[np.generic]:
-        """Return the array at once; for what is small (labels)."""
-        return (
-            next(self.chunks(max(1, self.shape[0])), np.empty(self.shape, self.dtype)) if self.shape else self._scalar()
-        )
-
-    def _scalar(self) -> NDArray[np.generic]:
-        raise DataError(f"{self.where}: is a single scalar, not an array")
+        """Return the array at once, for what is small (labels); not for scalars."""
+        return next(self.chunks(max(1, self.shape[0])), np.empty(self.shape, self.dtype))
 
 
 class MemoryColumn(Column):
@@ -124,7 +119,7 @@ def _member(path: Path, member: zipfile.ZipInfo) -> Column:
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
+def _reading(where: str) -> Generator[None]:
     """Turn what a damaged file raises into DataError."""
     try:
         yield
@@ -143,7 +138,7 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.
 
 def _fill(stream: IO[bytes], out: NDArray[np.generic]) -> None:
     """Read exactly `out.nbytes` bytes into a contiguous array."""
-    buffer = memoryview(out.reshape(-1).view(np.uint8))
+    buffer = out.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(buffer):
         piece = stream.read(min(len(buffer) - done, 1 << 20))

@@ -74,8 +74,8 @@ class Feeds(ABC):
         """Yield feeds, input name to array, each as large as the model's batch axis allows.
 
         Args:
-            limit: Stop after this many samples. Where the model fixes its batch, whole batches are yielded until the limit
-                is reached.
+            limit: Stop after this many samples. Where the model fixes its batch, whole batches are yielded until the
+                limit is reached.
 
         Raises:
             DataError: The source turns out to be damaged, or holds NaN or infinite values.
@@ -118,8 +118,8 @@ class Feeds(ABC):
         """
         if self.labels is None:
             raise DataError(
-                f"{self.source}: has no labels; add an integer array 'labels' to the .npz, or labels.csv (file,label) to"
-                " the folder"
+                f"{self.source}: has no labels; add an integer array 'labels' to the .npz, or labels.csv (file,label)"
+                " to the folder"
             )
         return self.labels
 

@@ -89,7 +89,8 @@ class FunctionFeeds(Feeds):
             count += 1
         if count != self._feeds:
             raise DataError(
-                f"{self.source}: yielded {self._feeds} feeds when first called and {count} now; a new call must start anew"
+                f"{self.source}: yielded {self._feeds} feeds when first called and {count} now;"
+                " each call must start anew"
             )
 
     def _read_labels(self) -> NDArray[np.int64] | None:
@@ -108,7 +109,8 @@ class FunctionFeeds(Feeds):
                 yield {self.inputs[0].name: feed}
             else:
                 raise DataError(
-                    f"{self.source}: feed {index} is {type(feed).__name__}; it has to be a dictionary of arrays by input name"
+                    f"{self.source}: feed {index} is {type(feed).__name__};"
+                    " it has to be a dictionary of arrays by input name"
                 )
 
     def _checked(self, raw: Mapping[str, object], index: int) -> Batch:

@@ -28,7 +28,7 @@ class ImageFeeds(Feeds):
     """Images of a folder and its subfolders, in the order of their paths; labels from ``labels.csv`` (file,label).
 
     Raises:
-        DataError: The folder has no images, the model does not eat images, or sizes are unknown or contradict each other.
+        DataError: The folder has no images, the model eats none, or sizes are unknown or contradict each other.
     """
 
     def __init__(self, inputs: tuple[ModelInput, ...], folder: Path, preprocess: Preprocess) -> None:
@@ -44,8 +44,8 @@ class ImageFeeds(Feeds):
         self._wanted = inputs[0]
         self._layout = preprocess.layout or image_layout(self._wanted)
         self._channels, self._size = _geometry(self._wanted, self._layout, preprocess)
-        self._mean = np.float32(preprocess.values("mean", self._channels))
-        self._std = np.float32(preprocess.values("std", self._channels))
+        self._mean = np.asarray(preprocess.values("mean", self._channels), np.float32)
+        self._std = np.asarray(preprocess.values("std", self._channels), np.float32)
         fixed = self._wanted.fixed_batch
         self._rows = fixed or rows_per_batch([(self._channels, *self._size)], [self._wanted.dtype.itemsize])
         if fixed and len(files) < fixed:
@@ -72,7 +72,8 @@ class ImageFeeds(Feeds):
             values = values.transpose(2, 0, 1)
         if self._wanted.dtype.kind in "iu":
             values = np.rint(values).astype(np.int64)
-        return cast(values[None], self._wanted, f"{self._folder / file}", 0)[0]
+        tensor: NDArray[np.generic] = cast(values[None], self._wanted, f"{self._folder / file}", 0)[0]
+        return tensor
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Return the image as uint8 (height, width, channels)."""

@@ -24,7 +24,7 @@ class ModelInput:
     Attributes:
         name: Its name in the model.
         dtype: NumPy dtype that the runtime expects.
-        shape: One entry an axis: an int where fixed, a name where symbolic, None where unknown; None as a whole: unknown rank.
+        shape: One entry an axis: an int where fixed, a name where symbolic, None where unknown; None: unknown rank.
     """
 
     name: str
@@ -59,7 +59,7 @@ def model_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None =
         shapes: Shapes by input name that take the place of symbolic or unknown axes (``--shapes``).
 
     Raises:
-        DataError: `shapes` names no input or contradicts the model; an input is no tensor, has no dtype, or there is none.
+        DataError: `shapes` names no input or contradicts the model; an input is no tensor or has no dtype; no input.
     """
     given = dict(shapes or {})
     found = tuple(

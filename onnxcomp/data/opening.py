@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -39,8 +38,9 @@ def open_feeds(
     """Return the samples of `source` as `model` eats them; only headers are read, samples are streamed.
 
     Args:
-        source: A path (``.npz`` keyed by input name, ``.npy`` for a one-input model, a folder of images), ``module:function``
-            or a callable that yields feeds, a mapping of arrays, an array for a one-input model, or Feeds (returned as is).
+        source: A path (``.npz`` keyed by input name, ``.npy`` for a one-input model, a folder of images),
+            ``module:function`` or a callable that yields feeds, a mapping of arrays, an array for a one-input model, or
+            Feeds (returned as is).
         model: The model that will be fed.
         preprocess: How images become tensors; needed for a folder of images, and for nothing else.
         need_labels: Whether samples without labels are refused.
@@ -63,8 +63,8 @@ def _open(source: Source, inputs: tuple[ModelInput, ...], preprocess: Preprocess
     if isinstance(source, str | Path):
         return _open_path(str(source), inputs, preprocess)
     if isinstance(source, Mapping):
-        arrays = cast("Mapping[str, ArrayLike]", source)
-        return ArrayFeeds(inputs, {k: MemoryColumn(f"array {k!r}", np.asarray(v)) for k, v in arrays.items()}, "arrays")
+        arrays = {k: MemoryColumn(f"array {k!r}", np.asarray(v)) for k, v in source.items()}
+        return ArrayFeeds(inputs, arrays, "arrays")
     if isinstance(source, np.ndarray):
         return _single(inputs, MemoryColumn("array", source), "an array")
     if callable(source):
@@ -128,8 +128,8 @@ def _check_names(feeds: Feeds, inputs: tuple[ModelInput, ...]) -> None:
         found = held.get(wanted.name)
         if found is None:
             raise DataError(
-                f"{feeds.source}: these feeds are for a model with inputs {', '.join(held)}; this one needs {wanted.name!r}"
-                f"{did_you_mean(wanted.name, held)}"
+                f"{feeds.source}: these feeds are for a model with inputs {', '.join(held)};"
+                f" this one needs {wanted.name!r}{did_you_mean(wanted.name, held)}"
             )
         if found.dtype != wanted.dtype:
             raise DataError(f"{feeds.source}: these feeds hold {found} for {wanted.name!r}; this model needs {wanted}")

@@ -33,10 +33,11 @@ _PIXELS = Span(0.0, 255.0, 127.5, 64.0, "taken as 0..255")
 def input_span(value: ir.Value) -> Span:
     """Return the plausible span of an image-like input.
 
-    Integers are pixels. A QuantizeLinear on the input gives its range exactly. Otherwise the model's own leading normalisation
-    (Sub, Add, Mul, Div or inference BatchNormalization by constants) says what the raw input is centred on and spread by: a
-    spread or centre above 8 means pixels 0..255, one inside the unit interval 0..1. Without any, the input is taken to be
-    normalised already: zero mean, unit variance, as ImageNet normalisation gives (its extremes are -2.1 and 2.6).
+    Integers are pixels. A QuantizeLinear on the input gives its range exactly. Otherwise the model's own leading
+    normalisation (Sub, Add, Mul, Div or inference BatchNormalization by constants) says what the raw input is centred
+    on and spread by: a spread or centre above 8 means pixels 0..255, one inside the unit interval 0..1. Without any,
+    the input is taken to be normalised already: zero mean, unit variance, as ImageNet normalisation gives (its extremes
+    are -2.1 and 2.6).
     """
     if value.dtype is not None and value.dtype.is_integer():
         return _PIXELS
@@ -62,7 +63,7 @@ def input_span(value: ir.Value) -> Span:
 
 
 def index_bound(value: ir.Value) -> int | None:
-    """Return how many rows the table has that an integer input indexes (Gather on axis 0 of an initializer), or None."""
+    """Return how many rows the table has that an integer input indexes (Gather from an initializer), or None."""
     bounds: list[int] = []
     for node, position in value.uses():
         if node.op_type == "Cast":
@@ -82,8 +83,8 @@ def index_bound(value: ir.Value) -> int | None:
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
-    users = value.uses()
-    return users[0].node if len(users) == 1 else None
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 else None
 
 
 def _constant(value: ir.Value | None) -> NDArray[np.float64] | None:
@@ -94,7 +95,7 @@ def _constant(value: ir.Value | None) -> NDArray[np.float64] | None:
 
 
 def _affine(node: ir.Node, data: ir.Value) -> tuple[float, float] | None:
-    """Return (a, b) of the mean map ``a * data + b`` that a node applies over all channels, or None where it is no such map."""
+    """Return (a, b) of the map ``a * data + b`` that a node applies, averaged over channels; None where it is none."""
     if node.op_type == "BatchNormalization":
         return _batch_norm(node)
     if node.op_type not in {"Add", "Sub", "Mul", "Div"} or len(node.inputs) != 2:

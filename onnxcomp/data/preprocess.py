@@ -24,8 +24,8 @@ _SUFFIXES = (".yaml", ".yml")
 class Preprocess:
     """Preprocessing of image files.
 
-    An image is decoded to RGB (or grey, for one channel), cut to its central region of the model's aspect ratio, resized
-    bilinearly, and every pixel value x in 0..255 becomes ``(x * scale - mean) / std``, channel by channel.
+    An image is decoded to RGB (or grey, for one channel), cut to its central region of the model's aspect ratio,
+    resized bilinearly, and every pixel value x in 0..255 becomes ``(x * scale - mean) / std``, channel by channel.
 
     Attributes:
         size: (height, width) in pixels; None: what the model's input says.
@@ -60,7 +60,7 @@ class Preprocess:
 
     @classmethod
     def parse(cls, text: str) -> Preprocess:
-        """Read ``size=224,crop=0.875,scale=1/255,mean=0.485,0.456,0.406,std=0.229,0.224,0.225``, or the path of a YAML file.
+        """Read ``size=224,crop=0.875,scale=1/255,mean=0.485,0.456,0.406,std=0.229,0.224,0.225``, or a YAML file's path.
 
         The values of a list are separated by commas, spaces or colons, brackets are optional; numbers may be fractions.
 

@@ -63,10 +63,11 @@ def synthetic_feeds(
 ) -> Feeds:
     """Return seeded samples for every input of a model.
 
-    Image-like inputs (four axes) get 1/f noise with correlated channels, the spectrum of natural images (Field 1987, "Relations
-    between the statistics of natural images and the response properties of cortical cells"), and one flat field in eight, in
-    the input's plausible span (:func:`onnxcomp.data.plausible.input_span`). Integer inputs get uniform indices below the size
-    of the table they index, 0 and 1 where there is none. Other floats get standard normal values.
+    Image-like inputs (four axes) get 1/f noise with correlated channels, the spectrum of natural images (Field 1987,
+    "Relations between the statistics of natural images and the response properties of cortical cells"), and one flat
+    field in eight, in the input's plausible span (:func:`onnxcomp.data.plausible.input_span`). Integer inputs get
+    uniform indices below the size of the table they index, 0 and 1 where there is none. Other floats get standard
+    normal values.
 
     Args:
         model: The model.
@@ -75,7 +76,7 @@ def synthetic_feeds(
         shapes: Shapes by input name, for inputs with free axes besides the batch.
 
     Raises:
-        DataError: An axis besides the batch is free and `shapes` does not give it; an input is text; count or seed is too small.
+        DataError: An axis besides the batch is free and `shapes` does not give it; an input is text; bad count or seed.
     """
     if count < 1 or seed < 0:
         raise DataError(f"synthetic data: count={count} must be at least 1 and seed={seed} at least 0")
@@ -83,7 +84,7 @@ def synthetic_feeds(
 
 
 def noise_image(rng: np.random.Generator, channels: int, height: int, width: int) -> NDArray[np.float64]:
-    """Return an image of 1/f amplitude spectrum, zero mean and unit variance over all values; shape (channels, height, width).
+    """Return an image of 1/f amplitude spectrum, zero mean, unit variance, float64 (channels, height, width).
 
     The exponent of the amplitude spectrum is drawn from [0.8, 1.4], the spread seen among photographs.
     """
@@ -95,7 +96,8 @@ def noise_image(rng: np.random.Generator, channels: int, height: int, width: int
     planes /= planes.std(axis=(1, 2), keepdims=True) + np.finfo(np.float64).tiny
     image = np.sqrt(_COMMON) * planes[0] + np.sqrt(1 - _COMMON) * planes[1:]
     image -= image.mean()
-    return image / (image.std() + np.finfo(np.float64).tiny)
+    image /= image.std() + np.finfo(np.float64).tiny
+    return image
 
 
 def _sample_shape(wanted: ModelInput) -> tuple[int, ...]:
@@ -136,8 +138,19 @@ def _image(
     else:
         contrast, brightness = rng.uniform(0.4, 1.2), rng.normal(0.0, 0.5)
         image = span.mean + span.std * (contrast * noise_image(rng, channels, height, width) + brightness)
-    image = np.clip(image.transpose(1, 2, 0) if last else image, span.low, span.high)
-    if wanted.dtype.kind in "biu":
-        info = np.iinfo(wanted.dtype) if wanted.dtype.kind in "iu" else None
-        image = np.rint(np.clip(image, info.min, info.max)) if info else image > span.mean
+    low, high = _limits(wanted.dtype, span)
+    image = np.clip(image.transpose(1, 2, 0) if last else image, low, high)
+    if wanted.dtype.kind in "iu":
+        image = np.rint(image)
+    elif wanted.dtype.kind == "b":
+        image = np.where(image > span.mean, 1.0, 0.0)
     return np.ascontiguousarray(image).astype(wanted.dtype)
+
+
+def _limits(dtype: np.dtype[np.generic], span: Span) -> tuple[float, float]:
+    """Return the span's ends, no further out than an integer dtype holds."""
+    if dtype.kind not in "iu":
+        return span.low, span.high
+    signed = dtype.kind == "i"
+    bits = 8 * dtype.itemsize - signed
+    return max(span.low, -float(2**bits) if signed else 0.0), min(span.high, float(2**bits - 1))
