@@ -197,7 +197,9 @@ def _built(pass_type: type[Pass], values: Mapping[str, Any], source: Source | No
     except (OptionError, ValueError) as error:  # a pass may refuse combinations in __post_init__
         text = str(error)
         prefix = "" if text.startswith(pass_type.name) else f"{pass_type.name}: "
-        raise _option_error(prefix + text, source, None) from None
+        blamed = next((key for key in values if text.startswith(f"{pass_type.name}.{key}:")), "")
+        columns = source.options.get(blamed) if source else None
+        raise _option_error(prefix + text, source, columns and columns[1]) from None
 
 
 def _option_error(problem: str, source: Source | None, column: int | None) -> OptionError:

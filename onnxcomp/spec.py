@@ -104,7 +104,7 @@ def read_bare(text: str) -> Value:
     if not re.fullmatch(_NUMBER, text, re.ASCII):
         return _KEYWORDS.get(text, text)
     if re.fullmatch(r"[-+]?\d+", text, re.ASCII):
-        return int(text) if len(text) < 20 and abs(int(text)) < _LARGEST else text
+        return int(text) if len(text.lstrip("+-")) < 20 and abs(int(text)) < _LARGEST else text
     value = float(text)
     return value if isfinite(value) else text
 

@@ -184,7 +184,7 @@ def test_specs_hold_what_differs_from_the_defaults() -> None:
 
 def test_a_pass_that_was_made_wrong_has_no_spec() -> None:
     with pytest.raises(OptionError, match=r"sample\.rank: 'nope' is not one of"):
-        spec_of(Sample(rank="nope"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        spec_of(Sample(rank="nope"))  # type: ignore[arg-type]
 
 
 @given(

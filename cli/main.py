@@ -1,0 +1,75 @@
+"""The ``onnxcomp`` command: one group, one file a command, one place where errors become exit codes.
+
+Nothing heavy is imported here or at the top of a command's module, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+from onnxcomp.cli.comparison import compare
+from onnxcomp.cli.inspection import inspect
+from onnxcomp.cli.listing import passes
+
+from onnxcomp.cli.optimization import optimize
+from onnxcomp.cli.talk import DEBUG, printable
+from onnxcomp.errors import OnnxcompError
+
+__all__ = ["cli", "main"]
+
+_BAD_CALL = 2
+_INTERNAL = 3
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="onnxcomp", message="%(package)s %(version)s")
+def cli() -> None:
+    """Compress trained ONNX models, measured in the runtime they are for.
+
+    Exit codes: 0 done, 1 a budget failed, 2 the call or the input is wrong, 3 an internal error, 130 interrupted.
+    """
+
+
+for _command in (optimize, inspect, passes, compare):
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error ends here, as one or two lines on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in given
+    try:
+        code = cli.main(given, prog_name="onnxcomp", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"\n{context.get_usage()}; see {context.command_path} --help" if context is not None else ""
+        return _fail(error.format_message() + hint, _BAD_CALL, debug)
+    except OnnxcompError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing was written", _INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of stdout left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last resort: whatever is not one of ours is a bug, and says so
+        reason = next(iter(str(error).splitlines()), "")
+        advice = "" if debug else "\nthis is a bug in onnxcomp; run again with --debug for the traceback"
+        return _fail(f"internal error: {type(error).__name__}: {reason}{advice}", _INTERNAL, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"onnxcomp: error: {printable(message)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from onnxcomp.report.text import printable
+from onnxcomp.report.view import Table, view
+
+__all__ = ["to_markdown"]
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """Render a report document as Markdown; names are escaped, so that they can neither format nor link nor embed."""
+    shown = view(document, full=True)
+    parts = [f"**{_escape(shown.headline)}**"]
+    parts += [f"- **failed:** {_escape(line)}" for line in shown.failures]
+    parts += [f"- warning: {_escape(line)}" for line in shown.warnings]
+    parts += [_table(table) for table in shown.tables]
+    parts.append("\n".join(f"- {_escape(note)}" for note in shown.notes))
+    parts.append(f"Written by onnxcomp {_escape(document['version'])}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    rule = ["---:" if index in table.right else "---" for index in range(len(table.columns))]
+    rows = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
+    lines = [rows[0], rule, *rows[1:]]
+    return f"## {_escape(table.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Escape every character that Markdown or the HTML inside it gives a meaning."""
+    line = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#!|~$@:])", _harmless, line)
+
+
+def _harmless(match: re.Match[str]) -> str:
+    character = match.group(1)
+    if character in "@:()":  # mentions and bare links have no escape of their own; brackets are links only after ]
+        return f"&#{ord(character)};" if character in "@:" else character
+    return "\\" + character

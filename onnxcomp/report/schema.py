@@ -1,0 +1,121 @@
+"""One JSON schema for every report; tables, Markdown and HTML are renderings of it.
+
+``onnxcomp.report/1``::
+
+    schema, version       "onnxcomp.report/1", version of onnxcomp
+    headline              the first thing to know, in words: what happened to accuracy
+    data, synthetic       what calibrated the run; true where no real data was used
+    recipe                the resolved recipe and the choices of every site; ``--recipe report.json`` replays it
+    before, after         bytes (file and external data), nodes, parameters, macs or null, weight_bytes, quality or null
+      quality             samples, top1, top5, agreement (fractions or null), sqnr (dB by output), cosine (by output)
+    speedup               ratio, low, high (95 % interval), base_ms, other_ms, rounds; null where nothing was timed
+    folded                what canonicalisation changed
+    steps                 spec, kept, why, seconds, speedup, before, after, notes,
+                          changes: site, summary, before, after, error, speedup, choice, facts
+                          skips: site, reason
+    fates                 node, op_type, kernel, integer, reason: what the runtime does with each node of the result
+    warnings, failures    what to know; limits that do not hold
+
+Numbers that JSON does not have are the texts ``inf``, ``-inf`` and ``nan``: an SQNR is ``inf`` where outputs are equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.report.text import decibels, percent
+from onnxcomp.spec import parse_spec
+
+if TYPE_CHECKING:
+    from onnxcomp.evaluate import Quality
+    from onnxcomp.pipeline import PipelineReport, Snapshot, Step
+
+__all__ = ["SCHEMA", "headline", "plain", "report_document"]
+
+SCHEMA = "onnxcomp.report/1"
+Document = dict[str, Any]
+
+
+def report_document(report: PipelineReport) -> Document:
+    """Return a report as plain data that ``json.dumps(..., allow_nan=False)`` accepts."""
+    return {
+        "schema": SCHEMA,
+        "version": report.version,
+        "headline": headline(report),
+        "data": report.data,
+        "synthetic": report.synthetic,
+        "recipe": _recipe(report),
+        "before": _snapshot(report.before),
+        "after": _snapshot(report.after),
+        "speedup": plain(report.speedup),
+        "folded": list(report.folded),
+        "steps": [_step(step) for step in report.steps],
+        "fates": plain(report.fates),
+        "warnings": list(report.warnings),
+        "failures": list(report.failures),
+    }
+
+
+def headline(report: PipelineReport) -> str:
+    """Say in one line what happened to accuracy, or plainly that nobody knows."""
+    before, after = report.before.quality, report.after.quality
+    if before is not None and after is not None and before.top1 is not None and after.top1 is not None:
+        change = 100 * (after.top1 - before.top1)
+        line = f"top-1 accuracy {percent(before.top1)} -> {percent(after.top1)} ({change:+.2f} points)"
+        made = "; no real data was used to calibrate" if report.synthetic else ""
+        return f"{line} on {after.samples:,} samples{made}"
+    drift = "" if after is None else _drift(after)
+    if report.synthetic:
+        return f"no real data was used to calibrate and accuracy is unknown{drift}; give --data and --eval"
+    return f"accuracy was not measured{drift}; give --eval with labels"
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses, mappings and sequences as dicts and lists; non-finite numbers as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    number = float(value)  # NumPy scalars as well
+    return number if isfinite(number) else str(number)
+
+
+def _drift(quality: Quality) -> str:
+    if not quality.sqnr:
+        return ""
+    agreement = "" if quality.agreement is None else f", same top-1 class for {percent(quality.agreement)}"
+    return f" (worst output SQNR {decibels(min(quality.sqnr.values()))}{agreement}, {quality.samples:,} samples)"
+
+
+def _snapshot(snapshot: Snapshot) -> Document:
+    return {
+        "bytes": snapshot.bytes,
+        "nodes": snapshot.nodes,
+        "parameters": snapshot.cost.parameters,
+        "macs": snapshot.cost.macs,
+        "weight_bytes": snapshot.cost.bytes,
+        "quality": plain(snapshot.quality),
+    }
+
+
+def _step(step: Step) -> Document:
+    document: Document = plain(step)
+    parts = document.pop("report")
+    return {**document, **parts}
+
+
+def _recipe(report: PipelineReport) -> Document:
+    """The resolved recipe, its passes with the choices that replay them."""
+    passes: list[Document] = []
+    for step, choices in zip(report.steps, report.choices, strict=True):
+        spec = parse_spec(step.spec)
+        options = {"options": dict(spec.options)} if spec.options else {}
+        passes.append({spec.name: {**options, "choices": plain(choices)}})
+    return {**plain(report.recipe), "passes": passes}

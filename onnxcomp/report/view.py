@@ -1,0 +1,195 @@
+"""What a person wants to see of a report, as titles and tables of text; the renderers only lay it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxcomp.report.text import count, decibels, percent, ratio, size
+
+__all__ = ["Table", "View", "view"]
+
+Document = dict[str, Any]
+_FEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text; the columns in `right` hold numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A report for people: the headline first, then what failed or was warned of, then tables, then small notes."""
+
+    headline: str
+    failures: tuple[str, ...]
+    warnings: tuple[str, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def view(document: Document, *, full: bool) -> View:
+    """Lay out a report document.
+
+    Args:
+        document: What `onnxcomp.report.schema.report_document` returns.
+        full: Whether every site and node is listed, as a file should; a terminal gets the few that matter.
+    """
+    tables = [_comparison(document), _passes(document["steps"])]
+    for step in document["steps"]:
+        tables += [_changes(step, full), _skips(step, full)]
+    tables.append(_fates(document["fates"], full))
+    return View(
+        document["headline"],
+        tuple(document["failures"]),
+        tuple(document["warnings"]),
+        tuple(table for table in tables if table.rows),
+        tuple(_notes(document, full)),
+    )
+
+
+def _comparison(document: Document) -> Table:
+    before, after = document["before"], document["after"]
+    rows = [
+        ("file size", size(before["bytes"]), size(after["bytes"]), ratio(before["bytes"], after["bytes"])),
+        _counted("parameters", before["parameters"], after["parameters"]),
+        _counted("MACs", before["macs"], after["macs"]),
+        _counted("nodes", before["nodes"], after["nodes"]),
+        _latency(document["speedup"]),
+        *_quality(before["quality"], after["quality"]),
+    ]
+    return Table("Before and after", ("", "before", "after", "gain"), tuple(rows), frozenset({1, 2, 3}))
+
+
+def _counted(name: str, before: int | None, after: int | None) -> tuple[str, ...]:
+    return name, count(before), count(after), ratio(before, after)
+
+
+def _latency(speedup: Document | None) -> tuple[str, ...]:
+    if speedup is None:
+        return "latency", "-", "-", "not timed"
+    return "latency", f"{speedup['base_ms']:.3g} ms", f"{speedup['other_ms']:.3g} ms", _interval(speedup)
+
+
+def _interval(speedup: Document | None) -> str:
+    return "" if speedup is None else f"{speedup['ratio']:.2f}x ({speedup['low']:.2f} to {speedup['high']:.2f})"
+
+
+def _quality(before: Document | None, after: Document | None) -> list[tuple[str, ...]]:
+    if after is None:
+        return [("accuracy", "-", "-", "not measured")]
+    rows: list[tuple[str, ...]] = []
+    for key, name in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
+        if before is not None and before[key] is not None and after[key] is not None:
+            change = f"{100 * (after[key] - before[key]):+.2f} points"
+            rows.append((name, percent(before[key]), percent(after[key]), change))
+    if after["agreement"] is not None:
+        rows.append(("same top-1 class", "", percent(after["agreement"]), ""))
+    for output, value in after["sqnr"].items():
+        cosine = after["cosine"].get(output)
+        shown = "" if cosine is None else f"cosine {float(cosine):.6f}"
+        rows.append((f"SQNR of {output}", "", decibels(float(value)), shown))
+    return rows
+
+
+def _passes(steps: list[Document]) -> Table:
+    rows = [
+        (
+            step["spec"],
+            _verdict(step),
+            str(len(step["changes"])),
+            str(len(step["skips"])),
+            ratio(step["before"]["bytes"], step["after"]["bytes"]),
+            ratio(step["before"]["macs"], step["after"]["macs"]),
+            _interval(step["speedup"]) or "not timed",
+            f"{step['seconds']:.1f} s",
+        )
+        for step in steps
+    ]
+    columns = ("pass", "result", "changed", "skipped", "weights", "MACs", "speed", "took")
+    return Table("Passes", columns, tuple(rows), frozenset({2, 3, 4, 5, 7}))
+
+
+def _verdict(step: Document) -> str:
+    if not step["kept"]:
+        return f"rolled back: {step['why']}"
+    return "kept" if step["changes"] else "nothing to do"
+
+
+def _changes(step: Document, full: bool) -> Table:
+    columns = ["site", "became", "parameters", "MACs", "predicted error", "speed"]
+    entries = step["changes"]
+    with_facts = full and any(entry["facts"] for entry in entries)
+    rows: list[tuple[str, ...]] = []
+    for entry in entries:
+        row = [
+            entry["site"],
+            entry["summary"],
+            ratio(entry["before"]["parameters"], entry["after"]["parameters"]),
+            ratio(entry["before"]["macs"], entry["after"]["macs"]),
+            "" if entry["error"] is None else f"{float(entry['error']):.4f}",
+            "" if entry["speedup"] is None else f"{float(entry['speedup']):.2f}x",
+        ]
+        facts = ", ".join(f"{key}={value}" for key, value in entry["facts"].items())
+        rows.append((*row, facts) if with_facts else tuple(row))
+    columns += ["facts"] if with_facts else []
+    filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
+    title = f"{step['spec']}: " + ("changed" if step["kept"] else "tried, then rolled back")
+    limit = len(rows) if full else 40
+    shown = [tuple(row[i] for i in filled) for row in rows[:limit]]
+    if len(rows) > limit:
+        shown.append((f"... and {len(rows) - limit} more", *("" for _ in filled[1:])))
+    numbers = frozenset(k for k, i in enumerate(filled) if 2 <= i <= 5)
+    return Table(title, tuple(columns[i] for i in filled), tuple(shown), numbers)
+
+
+def _skips(step: Document, full: bool) -> Table:
+    by_reason: dict[str, list[str]] = {}
+    for skip in step["skips"]:
+        by_reason.setdefault(skip["reason"], []).append(skip["site"])
+    rows = [(reason, str(len(sites)), _some(sites, full)) for reason, sites in by_reason.items()]
+    return Table(f"{step['spec']}: skipped", ("reason", "sites", "which"), tuple(rows), frozenset({1}))
+
+
+def _fates(fates: list[Document], full: bool) -> Table:
+    """The fusion proof: grouped by what the runtime does, or node by node."""
+    if full:
+        rows = [
+            (f["node"], f["op_type"], f["kernel"], "integer" if f["integer"] else "float", f["reason"]) for f in fates
+        ]
+        return Table("In the runtime", ("node", "operator", "kernel", "arithmetic", "reason"), tuple(rows))
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for fate in fates:
+        key = (fate["op_type"], fate["kernel"], _arithmetic(fate), fate["reason"])
+        groups.setdefault(key, []).append(fate["node"])
+    grouped = [(*key[:3], str(len(nodes)), key[3], _some(nodes, full)) for key, nodes in groups.items()]
+    columns = ("operator", "kernel", "arithmetic", "nodes", "reason", "which")
+    return Table("In the runtime", columns, tuple(grouped), frozenset({3}))
+
+
+def _arithmetic(fate: Document) -> str:
+    return "integer" if fate["integer"] else "float"
+
+
+def _some(names: list[str], full: bool) -> str:
+    if full or len(names) <= _FEW:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} more"
+
+
+def _notes(document: Document, full: bool) -> Iterable[str]:
+    yield f"calibrated on: {document['data']}"
+    for step in document["steps"]:
+        yield from (f"{step['spec']}: {note}" for note in step["notes"])
+    folded = document["folded"]
+    if folded and not full:
+        yield f"canonicalised: {len(folded)} things changed before the passes (listed in the report file)"
+    elif folded:
+        yield from (f"canonicalised: {line}" for line in folded)
