@@ -18,19 +18,20 @@ __all__ = ["Fold"]
 class Fold(Pass):
     """Canonical form: constants computed, BatchNormalization, arithmetic and padding absorbed, no-ops removed.
 
-    ``W' = W·g/sqrt(var + eps)``, ``b' = beta + (b - mean)·g/sqrt(var + eps)`` for BatchNormalization after Conv, ConvTranspose or
-    Gemm; likewise Add, Sub, Mul, Div by one constant a channel; zero Pad before Conv. Opsets below 17 are raised to 17.
+    ``W' = W·g/sqrt(var + eps)``, ``b' = beta + (b - mean)·g/sqrt(var + eps)`` for BatchNormalization after Conv,
+    ConvTranspose or Gemm; likewise Add, Sub, Mul, Div by one constant a channel; zero Pad before Conv. Opsets below 17
+    are raised to 17.
 
-    Refused: weights that are shared, that a caller may override, or that hold NaN or Inf; values with other readers; training-mode
-    BatchNormalization; sizes that depend on a symbolic dimension. Every run of the compiler begins with this; as a pass of its own
-    it is for using the canonical form alone.
+    Refused: weights that are shared, that a caller may override, or that hold NaN or Inf; values with other readers;
+    training-mode BatchNormalization; sizes that depend on a symbolic dimension. Every run of the compiler begins with
+    this; as a pass of its own it is for using the canonical form alone.
     """
 
     name: ClassVar[str] = "fold"
     saves: ClassVar[Saves] = "nothing"
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
-        """Fold in place: one Change for each node that absorbed others, one Skip for each that was not let, the rest as notes."""
+        """Fold: a Change for each node that absorbed others, a Skip for each that could not; the rest in notes."""
         del context
         log = canonicalise(model)
         sites: dict[str, list[Rewrite]] = {}

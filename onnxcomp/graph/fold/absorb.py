@@ -1,8 +1,8 @@
 """Conv, ConvTranspose and Gemm take over the per-channel scale and shift of the node that reads them.
 
-With ``y = W x + b`` and ``z = s y + t`` the node becomes ``z = (s W) x + (s b + t)``, computed in float64 and rounded once to the weight's
-type. onnxscript's rules of the same purpose are not used: they lose the node's name and metadata, work in the weight's own type, and take
-NaN and overflow as they come.
+With ``y = W x + b`` and ``z = s y + t`` the node becomes ``z = (s W) x + (s b + t)``, computed in float64 and rounded
+once to the weight's type. onnxscript's rules of the same purpose are not used: they lose the node's name and metadata,
+work in the weight's own type, and take NaN and overflow as they come.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class _Host:
 
 
 def absorb_affine(graph: ir.Graph, version: int, taken: set[str], log: Log) -> None:
-    """Fold inference BatchNormalization and Add, Sub, Mul, Div by a constant into the Conv, ConvTranspose or Gemm before them.
+    """Fold inference BatchNormalization and Add, Sub, Mul, Div by a constant into the Conv, ConvTranspose or Gemm
+    before them.
 
-    The node keeps its name, its weight's name and its metadata; its output takes the name of the last node it absorbed. Nothing is done
-    where the intermediate value has another reader or is a graph output; a refusal is recorded where the weight is shared, can be
-    overridden by a caller, holds NaN or Inf, or where the product does not fit the weight's type.
+    The node keeps its name, its weight's name and its metadata; its output takes the name of the last node it absorbed.
+    Nothing is done where the intermediate value has another reader or is a graph output; a refusal is recorded where
+    the weight is shared, can be overridden by a caller, holds NaN or Inf, or where the product does not fit the
+    weight's type.
 
     Args:
         graph: The main graph or a body.
@@ -155,7 +157,7 @@ def _bias(host: _Host) -> NDArray[np.float64]:
 
 
 def _rounded(array: NDArray[np.float64], dtype: np.dtype[np.generic]) -> NDArray[np.generic] | None:
-    """Cast, or None where that overflows, is NaN, or loses more than rounding (half precision runs out of exponents)."""
+    """Cast, or None where that gives Inf or NaN, or loses more than rounding (half precision underflows early)."""
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
     back = cast.astype(np.float64)
@@ -179,7 +181,11 @@ def _set_bias(graph: ir.Graph, host: _Host, array: NDArray[np.generic], taken: s
         old.shape = ir.Shape(array.shape)
         return
     owner = host.weight.graph
-    new = add_initializer(owner if owner is not None else graph, unique_name(graph, f"{host.node.name or host.output.name}.bias", taken), array)
+    new = add_initializer(
+        owner if owner is not None else graph,
+        unique_name(graph, f"{host.node.name or host.output.name}.bias", taken),
+        array,
+    )
     if len(host.node.inputs) < 3:
         host.node.resize_inputs(3)
     host.node.replace_input_with(2, new)

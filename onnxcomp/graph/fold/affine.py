@@ -34,8 +34,8 @@ def read_affine(node: ir.Node, value: ir.Value, channels: int, rank: int, versio
         version: Opset version of the ONNX domain.
 
     Returns:
-        None where the node is anything else than inference BatchNormalization or Add, Sub, Mul, Div with a constant that is one number
-        or one number a channel, or where it changes the shape.
+        None where the node is anything else than inference BatchNormalization or Add, Sub, Mul, Div with a constant
+        that is one number or one number a channel, or where it changes the shape.
     """
     if is_op(node, "BatchNormalization"):
         return _batch_normalization(node, value, channels, version)
@@ -84,7 +84,7 @@ def _arithmetic(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Aff
 
 
 def _per_channel(array: NDArray[np.generic], channels: int, rank: int) -> NDArray[np.float64] | None:
-    """Broadcast one number, or one a channel along axis 1 of `rank` axes, to shape (channels,); None for any other shape."""
+    """Broadcast one number, or one a channel (axis 1 of `rank`), to shape (channels,); None for any other shape."""
     if array.ndim > rank:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape

@@ -33,13 +33,15 @@ def fold(model: ir.Model) -> tuple[str, ...]:
 def canonicalise(model: ir.Model) -> Log:
     """Bring a model into canonical form in place.
 
-    An opset below 17 is raised; Constant nodes become initializers; what is computed from constants alone (sizes included, where they follow
-    from the model's inputs) becomes an initializer; Identity and inference Dropout go; BatchNormalization and Add, Sub, Mul, Div by a
-    constant go into the Conv, ConvTranspose or Gemm before them; zero Pad goes into the Conv or AveragePool after it; what nothing
-    reads goes; shapes are inferred. Folding again changes nothing.
+    An opset below 17 is raised; Constant nodes become initializers; what is computed from constants alone (sizes
+    included, where they follow from the model's inputs) becomes an initializer; Identity and inference Dropout go;
+    BatchNormalization and Add, Sub, Mul, Div by a constant go into the Conv, ConvTranspose or Gemm before them; zero
+    Pad goes into the Conv or AveragePool after it; what nothing reads goes; shapes are inferred. Folding again changes
+    nothing.
 
-    Kept: names, types and shapes of inputs and outputs; symbolic dimensions; names and metadata of the nodes that stay; tensor names;
-    function bodies; initializers that a caller may override. Outputs agree to 1e-5 in relative L2 (half precision: to its own rounding).
+    Kept: names, types and shapes of inputs and outputs; symbolic dimensions; names and metadata of the nodes that stay;
+    tensor names; function bodies; initializers that a caller may override. Outputs agree to 1e-5 in relative L2 (half
+    precision: to its own rounding).
     """
     log = Log()
     modernise(model, log)

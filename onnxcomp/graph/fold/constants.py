@@ -21,14 +21,17 @@ __all__ = ["FOLDABLE", "GROWTH", "evaluate", "fold_constants", "lift_constants"]
 GROWTH = 4096  # bytes that folding one node may add to the file
 _LARGEST = 64 << 20  # bytes of input that are read to fold one node
 
-# Deterministic operators whose reference implementation a test compares with ONNX Runtime. Not here: random ones, Q/DQ (their
-# constants are the small form), control flow, and anything that computes features.
-FOLDABLE = frozenset(
-    """Abs Add And Cast Ceil Clip Concat ConstantOfShape CumSum Div Equal Exp Expand Flatten Floor Gather GatherElements GatherND Greater
-    GreaterOrEqual Less LessOrEqual Log Max Min Mod Mul Neg Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd
-    ReduceSum Reshape ScatterElements ScatterND Shape Sign Size Slice Split Sqrt Squeeze Sub Sum Tile Transpose Trilu Unsqueeze Where
-    """.split()
+# Deterministic operators whose reference implementation a test compares with ONNX Runtime. Not here: random ones, Q/DQ
+# (their constants are the small form), control flow, and anything that computes features.
+_ARITHMETIC = (
+    "Abs Add And Ceil Clip CumSum Div Equal Exp Floor Greater GreaterOrEqual Less LessOrEqual Log Max Min Mod Mul "
+    "Neg Not Or Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Sign Sqrt Sub Sum Where"
 )
+_ARRANGING = (
+    "Cast Concat ConstantOfShape Expand Flatten Gather GatherElements GatherND Pad Range Reshape ScatterElements "
+    "ScatterND Shape Size Slice Split Squeeze Tile Transpose Trilu Unsqueeze"
+)
+FOLDABLE = frozenset((*_ARITHMETIC.split(), *_ARRANGING.split()))
 _PLAIN = frozenset("biuf")  # numpy kinds that the reference operators handle
 
 
@@ -52,14 +55,18 @@ def _constant_nodes(model: ir.Model) -> int:
 def fold_constants(graph: ir.Graph, version: int, trusted: Mapping[str, Dims]) -> list[str]:
     """Replace nodes of this graph whose inputs are constants by initializers under the same tensor names.
 
-    Shape and Size of a value are constants where `trusted` gives every dimension in question; Gather and Slice of a Shape where the
-    dimensions they pick are given. Left alone: nodes that an earlier pass made (a weight's decoder is the small form of the weight),
-    graph outputs, and results that would add over `GROWTH` bytes to the file.
+    Shape and Size of a value are constants where `trusted` gives every dimension in question; Gather and Slice of a
+    Shape where the dimensions they pick are given. Left alone: nodes that an earlier pass made (a weight's decoder is
+    the small form of the weight), graph outputs, and results that would add over `GROWTH` bytes to the file.
     """
     folded: list[str] = []
     partial: dict[ir.Value, Dims] = {}
     for node in graph:
-        if node.domain not in ("", "ai.onnx") or PASS in node.metadata_props or any(v.is_graph_output() for v in node.outputs):
+        if (
+            node.domain not in ("", "ai.onnx")
+            or PASS in node.metadata_props
+            or any(v.is_graph_output() for v in node.outputs)
+        ):
             continue
         if is_op(node, "Shape", "Size", "Gather", "Slice"):
             dims = _dims_of(node, version, trusted, partial)
@@ -79,13 +86,20 @@ def _known(node: ir.Node, partial: Mapping[ir.Value, Dims]) -> list[NDArray[np.g
     dims = partial.get(node.outputs[0])
     if dims is None:
         return None
-    scalar = node.op_type == "Size" or (node.op_type == "Gather" and np.ndim(constant(node.inputs[1])) == 0)
     array = np.array(dims, np.int64)
-    return [array.reshape(()) if scalar else array]
+    return [array.reshape(()) if _is_scalar(node) else array]
+
+
+def _is_scalar(node: ir.Node) -> bool:
+    picked = constant(node.inputs[1]) if is_op(node, "Gather") else None
+    return is_op(node, "Size") or (picked is not None and picked.ndim == 0)
 
 
 def _dims_of(node: ir.Node, version: int, trusted: Mapping[str, Dims], partial: Mapping[ir.Value, Dims]) -> Dims | None:
-    """The elements of Shape, Size, or of a Gather or Slice of a Shape, None for each that is not known; None where it is none of these."""
+    """The elements of a Shape, a Size, or a Gather or Slice of a Shape; None for each unknown one.
+
+    None as a whole where the node is none of these, or not even the number of elements is known.
+    """
     source = node.inputs[0]
     if source is None:
         return None
@@ -117,7 +131,12 @@ def _evaluated(node: ir.Node, version: int) -> list[NDArray[np.generic]] | None:
     inputs = [constant(v) for v in node.inputs]
     if any(a is not None and a.dtype.kind not in _PLAIN for a in inputs):
         return None
-    if node.op_type in ("Div", "Mod") and inputs[1] is not None and inputs[1].dtype.kind in "iu" and not inputs[1].all():
+    if (
+        node.op_type in ("Div", "Mod")
+        and inputs[1] is not None
+        and inputs[1].dtype.kind in "iu"
+        and not inputs[1].all()
+    ):
         return None
     try:
         arrays = evaluate(node, version, inputs)
@@ -125,7 +144,11 @@ def _evaluated(node: ir.Node, version: int) -> list[NDArray[np.generic]] | None:
         return None  # the runtime reports a broken node better than we could
     if len(arrays) != len(node.outputs) or any(not _fits(v, a) for v, a in zip(node.outputs, arrays, strict=True)):
         return None
-    freed = sum(v.const_value.nbytes for v in set(node.inputs) if v is not None and v.const_value is not None and len(v.uses()) == 1)
+    freed = sum(
+        v.const_value.nbytes
+        for v in set(node.inputs)
+        if v is not None and v.const_value is not None and len(v.uses()) == 1
+    )
     return arrays if sum(a.nbytes for a in arrays) - freed <= GROWTH else None
 
 
@@ -136,7 +159,8 @@ def _fits(value: ir.Value, array: NDArray[np.generic]) -> bool:
 def evaluate(node: ir.Node, version: int, inputs: list[NDArray[np.generic] | None]) -> list[NDArray[np.generic]]:
     """Run one operator of the ONNX domain on arrays, by onnx's reference implementation."""
     attributes = {
-        name: ir.to_proto(a.as_tensor()) if a.type == ir.AttributeType.TENSOR else a.value for name, a in node.attributes.items()
+        name: ir.to_proto(a.as_tensor()) if a.type == ir.AttributeType.TENSOR else a.value
+        for name, a in node.attributes.items()
     }
     with np.errstate(all="ignore"):
         results = _operator(node.op_type, version).eval(*inputs, n_outputs=len(node.outputs), **attributes)

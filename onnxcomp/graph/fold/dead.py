@@ -1,7 +1,7 @@
 """Remove what nothing reads.
 
-onnx-ir's RemoveUnusedNodesPass is not used: it also rewrites live nodes (drops optional outputs and attributes) and removes nodes of
-other domains, whose side effects it cannot know.
+onnx-ir's RemoveUnusedNodesPass is not used: it also rewrites live nodes (drops optional outputs and attributes) and
+removes nodes of other domains, whose side effects it cannot know.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drop nodes that do nothing: Identity, and Dropout in inference.
 
-onnx-ir's IdentityEliminationPass is not used: it renames a value that is a graph output already, renames values of the outer
-scope from inside a branch, and merges shapes towards the static one, which freezes symbolic dimensions.
+onnx-ir's IdentityEliminationPass is not used: it renames a value that is a graph output already, renames values of the
+outer scope from inside a branch, and merges shapes towards the static one, which freezes symbolic dimensions.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ __all__ = ["drop_identities"]
 def drop_identities(graph: ir.Graph) -> list[str]:
     """Remove every Identity and inference Dropout of this graph that can go; one line each.
 
-    The names of graph outputs stay. Kept are: a node between a graph output and a graph input, an initializer, a value of an outer
-    scope or another graph output (each needs a node of its own), and a Dropout whose mask is read or that may train.
+    The names of graph outputs stay. Kept are: a node between a graph output and a graph input, an initializer, a value
+    of an outer scope or another graph output (each needs a node of its own), and a Dropout whose mask is read or that
+    may train.
     """
     lines: list[str] = []
     for node in graph:

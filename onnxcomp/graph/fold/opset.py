@@ -31,7 +31,7 @@ def modernise(model: ir.Model, log: Log) -> None:
 
 
 def _free_initializers(model: ir.Model) -> int:
-    """Below IR 4 every initializer had to be listed as an input, and no runtime let a caller set it; returns how many were."""
+    """Drop initializers from the inputs below IR 4, where all are listed and none can be set; return how many."""
     if model.ir_version >= 4:
         return 0
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
@@ -43,10 +43,11 @@ def _free_initializers(model: ir.Model) -> int:
 
 
 def raise_opset(model: ir.Model, minimum: int = MINIMUM) -> str | None:
-    """Convert the ONNX domain of a model to opset `minimum` in place, by onnx.version_converter; newer models are left alone.
+    """Convert the ONNX domain of a model to opset `minimum` in place, by onnx.version_converter; newer models are left
+    alone.
 
-    The converter sees a copy without weights. Names, metadata, doc strings, types, shapes and weights, all of which it may drop, are put
-    back. A node that it adds is named after the node it serves, and says so in its metadata.
+    The converter sees a copy without weights. Names, metadata, doc strings, types, shapes and weights, all of which it
+    may drop, are put back. A node that it adds is named after the node it serves, and says so in its metadata.
 
     Returns:
         None where the model now has at least that opset; else the reason why it stays as it was, untouched.
@@ -126,7 +127,9 @@ def _restore_nodes(old: ir.Graph, new: ir.Graph) -> None:
 def _name_added(node: ir.Node) -> None:
     """Call an added node after the one it feeds or, at the end of a group, the one that feeds it."""
     output = node.outputs[0]
-    near = [use.node for use in output.uses()] + [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
+    near = [use.node for use in output.uses()] + [
+        p for v in node.inputs if v is not None and (p := v.producer()) is not None
+    ]
     host = next((n for n in near if n.name), None)
     if host is None or node.name:
         return

@@ -22,9 +22,10 @@ _NOTHING = Cost(0, None, 0)
 def absorb_pads(graph: ir.Graph, version: int, log: Log) -> None:
     """Move zero padding of spatial axes into the `pads` of each Conv (or AveragePool) that reads it.
 
-    A Pad that others read as well stays for them. Refused are other modes and values, negative pads, padded batch or channel axes, and
-    where auto_pad is SAME and the size is not known. An AveragePool takes pads below its kernel size only, with explicit pads of
-    its own that count (or are zero), without ceil_mode, and then counts the padding; ORT allows no other.
+    A Pad that others read as well stays for them. Refused are other modes and values, negative pads, padded batch or
+    channel axes, and where auto_pad is SAME and the size is not known. An AveragePool takes pads below its kernel size
+    only, with explicit pads of its own that count (or are zero), without ceil_mode, and then counts the padding; ORT
+    allows no other.
     """
     for node in graph:
         if not is_op(node, "Conv", "AveragePool"):
@@ -60,8 +61,10 @@ def _merged(node: ir.Node, pad: ir.Node, version: int) -> list[int] | None:
         return None
     pads = [a + b for a, b in zip(geometry.pads, extra, strict=True)]
     if is_op(node, "AveragePool"):
-        counts = node.attributes.get_int("count_include_pad", 0) == 1 or not any(geometry.pads)
-        if not counts or node.attributes.get_int("ceil_mode", 0) or any(p >= k for p, k in zip(pads, geometry.kernel * 2, strict=True)):
+        ceil_mode = node.attributes.get_int("ceil_mode", 0)
+        include = node.attributes.get_int("count_include_pad", 0)
+        counts = include == 1 or not any(geometry.pads)
+        if not counts or ceil_mode or any(p >= k for p, k in zip(pads, geometry.kernel * 2, strict=True)):
             return None
     return pads
 

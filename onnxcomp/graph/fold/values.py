@@ -55,15 +55,20 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
 def bypass(node: ir.Node, output: ir.Value, source: ir.Value, *, take_name: bool) -> None:
     """Remove `node`, whose `output` has the same elements as `source`: readers of `output` now read `source`.
 
-    With `take_name`, `source` also takes the name, type, shape and metadata of `output` (which may then be a graph output);
-    `source` must be a node's output in the same graph, and no graph output itself.
+    With `take_name`, `source` also takes the name, type, shape and metadata of `output` (which may then be a graph
+    output); `source` must be a node's output in the same graph, and no graph output itself.
     """
     ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
     graph = node.graph
     assert graph is not None
     graph.remove(node, safe=True)
     if take_name:
-        source.name, source.type, source.shape, source.doc_string = output.name, output.type, output.shape, output.doc_string
+        source.name, source.type, source.shape, source.doc_string = (
+            output.name,
+            output.type,
+            output.shape,
+            output.doc_string,
+        )
         source.metadata_props.clear()
         source.metadata_props.update(output.metadata_props)
         source.meta.clear()
