@@ -7,8 +7,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -69,19 +69,17 @@ class Staging:
     def discard(self) -> None:
         """Remove every temporary file that is still there."""
         for file, temporary, _ in self._files:
-            try:
-                file.close()  # flushes what is buffered, which fails again on a full disk
-            except OSError:
-                pass
+            with suppress(OSError):  # closing flushes what is buffered, which fails again on a full disk
+                file.close()
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def staging() -> Iterator[Staging]:
+def staging() -> Generator[Staging]:
     """Write files that replace their destinations together at the end of the block, or not at all.
 
-    On any exception, Ctrl-C included, the temporary files are removed and the destinations are as they were. A destination that
-    is a symbolic link is itself replaced; what it points to is left alone.
+    On any exception, Ctrl-C included, the temporary files are removed and the destinations are as they were. A
+    destination that is a symbolic link is itself replaced; what it points to is left alone.
 
     Raises:
         InputError: A destination's folder does not exist, or the destination is not a regular file.
@@ -125,7 +123,7 @@ def _explain(error: OSError) -> OutputError:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_held() -> Generator[None]:
     """Let Ctrl-C wait for the few renames, so that it never falls between a model and its data."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals

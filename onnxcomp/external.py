@@ -25,8 +25,8 @@ _CHUNK = 4 * 2**20
 class DataFile:
     """An external data file, held open from the moment the model is loaded.
 
-    The open descriptor keeps the contents reachable when a save replaces the file of that name: the old tensors stay valid, and
-    the space is given back once nothing refers to them.
+    The open descriptor keeps the contents reachable when a save replaces the file of that name: the old tensors stay
+    valid, and the space is given back once nothing refers to them.
 
     Attributes:
         path: The file as found when the model was loaded.
@@ -109,8 +109,8 @@ def open_data(tensor: ir.ExternalTensor, model_path: Path, files: dict[Path, Dat
         files: Files already open; a new one is added.
 
     Raises:
-        ModelError: The location is absolute or leads out of the model's folder (symbolic links resolved), or the file is
-            missing, unreadable, or too short for the tensor.
+        ModelError: The location is absolute or leads out of the model's folder (symbolic links resolved), or the file
+            is missing, unreadable, or too short for the tensor.
     """
     where = f"{model_path}: tensor {tensor.name!r}"
     path = locate(str(tensor.location), model_path, where)
@@ -126,7 +126,7 @@ def open_data(tensor: ir.ExternalTensor, model_path: Path, files: dict[Path, Dat
     offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
     if offset < 0 or length != tensor.nbytes:
         raise ModelError(
-            f"{where} of shape {list(tensor.shape)} takes {tensor.nbytes} bytes, but the model says {length} at {offset}"
+            f"{where} of shape {list(tensor.shape)} takes {tensor.nbytes} bytes; the model says {length} at {offset}"
         )
     if offset + length > files[path].size:
         raise ModelError(

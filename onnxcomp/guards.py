@@ -1,8 +1,8 @@
 """What the IR or the runtime cannot carry: made good before the IR sees it, or refused with the place.
 
-onnx-ir 1.1 keeps everything in a model but six things: sparse initializers and training information (dropped), map, opaque and
-sparse-attribute payloads (an error from deep inside), initializers without a name (dropped), the alias ``ai.onnx`` (normalised on
-nodes but not in the opset imports), and doubled tensor metadata (handled in `modelio`).
+onnx-ir 1.1 keeps everything in a model but this: sparse initializers, training information and initializers without a
+name are dropped; map, opaque and sparse-attribute payloads end in an error from deep inside; the alias ``ai.onnx`` is
+normalised on nodes but not in the opset imports; tensor metadata are doubled (handled in `modelio`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from onnxcomp.errors import ModelError
 
@@ -31,15 +31,15 @@ _MAX_DENSE_BYTES = 2**31 - 1
 def admit(proto: ModelProto) -> bool:
     """Make `proto` carriable in place, or refuse it.
 
-    Sparse initializers become dense ones; the domain alias ``ai.onnx`` becomes the empty domain; IR version 14 becomes 13 in a model
-    that uses none of what 14 adds (ONNX Runtime loads no more than 13). Everything else is left as it is.
+    Sparse initializers become dense ones; the domain alias ``ai.onnx`` becomes the empty domain; IR version 14 becomes
+    13 in a model that uses none of what 14 adds (ONNX Runtime loads no more than 13). All else is left as it is.
 
     Returns:
         Whether the nodes of every graph and function are in topological order.
 
     Raises:
-        ModelError: An opset or IR version that the runtime does not load, training information, a map or opaque type, a sparse
-            attribute, or a graph that is not single-assignment and closed (a value written twice or never).
+        ModelError: An opset or IR version that the runtime does not load, training information, a map or opaque type,
+            a sparse attribute, or a graph that is not single-assignment and closed (a value written twice or never).
     """
     _unalias(proto)
     _check_versions(proto)
@@ -102,14 +102,18 @@ def _subgraphs(attribute: AttributeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def _importers(proto: ModelProto) -> list[ModelProto | FunctionProto]:
+    return [proto, *proto.functions]
+
+
 def _unalias(proto: ModelProto) -> None:
-    for owner in (proto, *proto.functions):
+    for owner in _importers(proto):
         versions: dict[str, int] = {}
         for entry in owner.opset_import:
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if versions.setdefault(domain, entry.version) != entry.version:
                 raise ModelError(
-                    f"the model imports opset {versions[domain]} and {entry.version} of the domain {domain or 'ai.onnx'!r}; keep one"
+                    f"opset {versions[domain]} and {entry.version} of domain {domain or 'ai.onnx'!r} are both imported; keep one"
                 )
         if len(versions) < len(owner.opset_import) or any(entry.domain == "ai.onnx" for entry in owner.opset_import):
             del owner.opset_import[:]
@@ -122,16 +126,14 @@ def _unalias(proto: ModelProto) -> None:
 def _check_versions(proto: ModelProto) -> None:
     if proto.ir_version == 0:
         raise ModelError("the model states no IR version; it is damaged, or not an ONNX model")
-    versions = {entry.domain: entry.version for owner in (proto, *proto.functions) for entry in owner.opset_import}
-    opset = max(
-        (e.version for owner in (proto, *proto.functions) for e in owner.opset_import if not e.domain), default=0
-    )
+    versions = [entry.version for owner in _importers(proto) for entry in owner.opset_import if not entry.domain]
+    opset = max(versions, default=0)
     if opset > MAX_OPSET:
         raise ModelError(
-            f"the model uses opset {opset}; ONNX Runtime loads up to {MAX_OPSET}. Export it with opset {MAX_OPSET} or lower, "
-            "or convert it with onnx.version_converter"
+            f"the model uses opset {opset}; ONNX Runtime loads up to {MAX_OPSET}. "
+            "Export it with a lower opset, or convert it with onnx.version_converter"
         )
-    if "" not in versions and any(not node.domain for node in proto.graph.node):
+    if not versions and any(not node.domain for node in proto.graph.node):
         raise ModelError(
             "the model does not say which opset its operators are from (no opset_import); it may be truncated"
         )
@@ -222,7 +224,7 @@ def _check_graph(graph: GraphProto, outer: frozenset[str]) -> bool:
 def _check_scope(
     nodes: list[NodeProto], given: set[str], outer: frozenset[str], where: str, results: list[str] | None = None
 ) -> bool:
-    """Check single assignment and that every name read is written somewhere; return whether the order is topological."""
+    """Check single assignment and that every name read is written; return whether the order is topological."""
     every = set(given)
     for node in nodes:
         for name in filter(None, node.output):

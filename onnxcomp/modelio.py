@@ -1,7 +1,7 @@
 """Load and save models: external data, over 2 GB, guards against what would be lost, writes that are all or nothing.
 
-What is loaded is what is saved: names, metadata_props, doc strings, functions, opsets, symbolic dimensions, If and Loop bodies.
-Saving the same model twice gives the same bytes.
+What is loaded is what is saved: names, metadata_props, doc strings, functions, opsets, symbolic dimensions, If and
+Loop bodies. Saving the same model twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from onnxcomp import guards
 from onnxcomp.atomic import staging
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.external import DataFile, MappedTensor, locate, open_data
-from onnxcomp.wire import serialize, skeleton, write_tensor
+from onnxcomp.wire import DECLARED, paired, serialize, skeleton, write_tensor
 
 __all__ = ["file_bytes", "from_proto", "load", "save", "serialized_bytes", "sidecar", "to_bytes"]
 
 PROTOBUF_LIMIT = 2**31 - 1  # no protobuf message may be longer
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay in the model file, where shape inference reads them
 _ALIGN_FROM, _ALIGNMENT = 2**20, 4096  # large tensors start on a page, so that every runtime can map them
-_CAME_EXTERNAL = "onnxcomp.external_data"  # in graph.meta, which clones keep and files do not
+_SOURCE = "onnxcomp.source"  # in graph.meta (clones keep it, files do not): the file of a model with external data
 
 
 def load(path: str | Path) -> ir.Model:
     """Read a model; external data stay in their file until they are used.
 
-    Sparse initializers become dense, IR version 14 becomes 13 where that is safe, and nodes are sorted where they are not in
-    topological order; see :func:`onnxcomp.guards.admit`.
+    Sparse initializers become dense, IR version 14 becomes 13 where that is safe, and nodes are sorted where they are
+    not in topological order; see :func:`onnxcomp.guards.admit`.
 
     Raises:
-        ModelError: The file is missing, unreadable, empty, truncated or not ONNX; it needs a newer runtime; it holds something the
-            compiler cannot carry; or its external data are missing, too short, or outside its folder.
+        ModelError: The file is missing, unreadable, empty, truncated or not ONNX; it needs a newer runtime; it holds
+            something the compiler cannot carry; or its external data are missing, too short, or outside its folder.
     """
     path = Path(path)
     try:
@@ -67,7 +67,7 @@ def to_bytes(model: ir.Model) -> bytes:
     whole = serialize(model)
     if whole.size > PROTOBUF_LIMIT:
         raise ModelError(
-            f"the model takes {whole.size} bytes, over the 2 GB that a protobuf can hold; save it to a file instead"
+            f"the model takes {whole.size} bytes, over the 2 GB that a protobuf can hold; save it to a file"
         )
     out = BytesIO()
     whole.write(out)
@@ -98,12 +98,12 @@ def sidecar(path: str | Path) -> Path:
 def save(model: ir.Model, path: str | Path) -> None:
     """Write a model, and its external data to ``PATH.data`` where it came with such or exceeds 2 GB; all or nothing.
 
-    Tensors are streamed one at a time. `path` may be the file that the model was loaded from. A data file ``PATH.data`` that
-    belonged to the model replaced, and that the new one has no use for, is removed; no other file is ever touched.
+    Tensors are streamed one at a time. `path` may be the file that the model was loaded from. A data file ``PATH.data``
+    that belonged to the model replaced, and that the new one has no use for, is removed; no other file is touched.
 
     Raises:
-        InputError: The folder does not exist, `path` is not a file, or it would overwrite data of another model that this one was
-            loaded from.
+        InputError: The folder does not exist, `path` is not a file, or the weights of the loaded model would be
+            overwritten while the model file itself stays.
         OutputError: Disk full, no permission; what was there before is untouched.
         ModelError: The graph alone, without its weights, exceeds 2 GB.
     """
@@ -112,12 +112,12 @@ def save(model: ir.Model, path: str | Path) -> None:
     owned = _owns(path, data)
     _settle(model)
     with staging() as files:
-        whole = None if model.graph.meta.get(_CAME_EXTERNAL) else serialize(model)
-        _spare_sources(model, path, owned=False)
+        whole = None if model.graph.meta.get(_SOURCE) else serialize(model)
+        _spare_sources(model, path, path)
         if whole is not None and whole.size <= PROTOBUF_LIMIT:
             whole.write(files.open(path))
         else:
-            _spare_sources(model, data, owned)
+            _spare_sources(model, path, data)
             proto = skeleton(model, _write_data(model, files.open(data), data.name))
             if proto.ByteSize() > PROTOBUF_LIMIT:
                 raise ModelError("the graph alone, without its weights, exceeds the 2 GB that a protobuf can hold")
@@ -135,7 +135,7 @@ def _parse(path: Path) -> onnx.ModelProto:
             raise ModelError(f"{path} is not a regular file")
         if path.is_file() and path.stat().st_size > PROTOBUF_LIMIT:
             raise ModelError(
-                f"{path} is larger than the 2 GB that an ONNX file can be; large models keep their weights in external data"
+                f"{path} is over 2 GB, which an ONNX file cannot be; large models keep their weights in external data"
             )
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -152,7 +152,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     except DecodeError as error:
         if content[:1] == b"\x08":  # field 1, ir_version, which every exporter writes first
             raise ModelError(
-                f"{path} begins like an ONNX model but does not parse ({len(content)} bytes): truncated or damaged; copy it again"
+                f"{path} begins like an ONNX model but does not parse ({len(content)} bytes): "
+                "truncated or damaged; copy it again"
             ) from error
         raise ModelError(f"{path} is not an ONNX model (no protobuf); give an .onnx file") from error
     if not proto.HasField("graph"):
@@ -180,11 +181,15 @@ def _to_ir(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     def origin(tensor: ir.ExternalTensor) -> Path:
         if path is None:
             raise ModelError(
-                f"tensor {tensor.name!r} is in external data, but a model in memory has no folder; load it from its file"
+                f"tensor {tensor.name!r} is in external data, but a model in memory has no folder; load its file"
             )
         return path
 
     _bind_external(model, origin)
+    for graph, stored in paired(model.graph, proto.graph):
+        for info in stored.value_info:
+            if info.name in graph.initializers:
+                graph.initializers[info.name].meta[DECLARED] = True
     if not ordered:
         try:
             model.graph.sort()
@@ -198,49 +203,66 @@ def _to_ir(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
 def _bind_external(model: ir.Model, path_of: Callable[[ir.ExternalTensor], Path]) -> None:
     """Replace every reference to external data by a tensor that is bound to the open file."""
     files: dict[Path, DataFile] = {}
-    for tensor, replace in list(_constants(model)):
-        if isinstance(tensor, ir.ExternalTensor):
-            replace(open_data(tensor, path_of(tensor), files))
-    if files:
-        model.graph.meta[_CAME_EXTERNAL] = True
+
+    def bound(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.ExternalTensor):
+            return tensor
+        source = model.graph.meta[_SOURCE] = path_of(tensor)
+        return open_data(tensor, source, files)
+
+    for graph in _graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = bound(value.const_value)
+        for node in graph:
+            for attribute in list(node.attributes.values()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes.add(
+                        ir.AttrTensor(attribute.name, bound(attribute.value), doc_string=attribute.doc_string)
+                    )
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    _refuse_external(node, attribute)
+
+
+def _refuse_external(node: ir.Node, attribute: ir.Attr) -> None:
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in attribute.as_tensors()):
+        raise ModelError(
+            f"the list attribute {attribute.name!r} of node {node.name or node.op_type!r} has its tensors in external "
+            "data, which is not supported; store them in the model"
+        )
 
 
 def _settle(model: ir.Model) -> None:
     """Bring a model that did not come through :func:`load` to the state that :func:`load` leaves it in."""
     _bind_external(model, lambda tensor: Path(tensor.base_dir) / "model")
-    _undouble(model)
-
-
-def _constants(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, Callable[[ir.TensorProtocol], None]]]:
-    """Every tensor of a model, initializer or attribute, each with the function that replaces it."""
-    for graph in (*model.graphs(), *(g for f in model.functions.values() for g in (f.graph, *f.subgraphs()))):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value, lambda new, value=value: setattr(value, "const_value", new)
-        for node in graph:
-            for attribute in list(node.attributes.values()):
-                if attribute.is_ref():
-                    continue
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield (
-                        attribute.as_tensor(),
-                        lambda new, n=node, a=attribute: n.attributes.add(ir.AttrTensor(a.name, new, a.doc_string)),
-                    )
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from ((tensor, _refuse_external_list) for tensor in attribute.as_tensors())
-
-
-def _refuse_external_list(tensor: ir.TensorProtocol) -> None:
-    raise ModelError(
-        f"tensor {tensor.name!r} is in a list attribute with external data, which is not supported; store it in the model"
-    )
-
-
-def _undouble(model: ir.Model) -> None:
-    """onnx-ir writes the metadata of a tensor read from a file twice, as read and as known; keep the latter."""
-    for tensor, _ in _constants(model):
+    # onnx-ir writes the metadata of a tensor read from a file twice, as read and as known; keep the latter.
+    for tensor in _tensors(model):
         if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.metadata_props:
             tensor.raw.ClearField("metadata_props")
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, the functions' graphs, and all their subgraphs."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every constant of a model, initializer or attribute."""
+    for graph in _graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                    yield from attribute.as_tensors()
 
 
 def _data_files(proto: onnx.ModelProto, path: Path) -> set[Path]:
@@ -266,13 +288,15 @@ def _owns(path: Path, data: Path) -> bool:
         return False
 
 
-def _spare_sources(model: ir.Model, written: Path, owned: bool) -> None:
-    """Refuse to write over a data file that `model` was loaded from, unless it belongs to the model being replaced."""
-    sources = {tensor.raw.file.path for tensor, _ in _constants(model) if isinstance(tensor, MappedTensor)}
-    if not owned and written.exists() and any(source.exists() and source.samefile(written) for source in sources):
-        raise InputError(
-            f"cannot write {written}: it holds the weights of the model that was loaded; choose another output name"
-        )
+def _spare_sources(model: ir.Model, path: Path, *written: Path) -> None:
+    """Refuse to write over a data file that `model` was loaded from, unless its own model file is replaced as well."""
+    source = model.graph.meta.get(_SOURCE)
+    if source is None or (source.exists() and path.exists() and source.samefile(path) and path not in written):
+        return
+    sources = {tensor.raw.file.path for tensor in _tensors(model) if isinstance(tensor, MappedTensor)}
+    for target in written:
+        if target.exists() and any(file.exists() and file.samefile(target) for file in sources):
+            raise InputError(f"cannot write {target}: the weights of the loaded model lie in it; choose another name")
 
 
 def _write_data(model: ir.Model, out: BinaryIO, location: str) -> dict[ir.Value, ir.TensorProtocol]:
@@ -289,7 +313,13 @@ def _write_data(model: ir.Model, out: BinaryIO, location: str) -> dict[ir.Value,
                 offsets[id(tensor)] = out.tell()
                 write_tensor(tensor, out)
             references[value] = ir.ExternalTensor(
-                location, offsets[id(tensor)], tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
-                doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
-            )  # fmt: skip
+                location,
+                offsets[id(tensor)],
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
     return references

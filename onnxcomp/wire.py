@@ -1,13 +1,13 @@
 """Serialise a model piece by piece, so that its weights never exist a second time in memory.
 
-The bytes are those of `ModelProto.SerializeToString`: a length-delimited message is its fields in ascending order of number, each
-``tag, length, contents`` (Protocol Buffers encoding). The lengths follow from the tensors' sizes, so the contents can be written
-straight from where they are.
+The bytes are those of `ModelProto.SerializeToString`: a length-delimited message is its fields in ascending order of
+number, each ``tag, length, contents`` (Protocol Buffers encoding). The lengths follow from the tensors' sizes, so the
+contents can be written straight from where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -19,7 +19,9 @@ from google.protobuf.message import Message
 
 from onnxcomp.errors import OnnxcompError
 
-__all__ = ["Serialized", "serialize", "skeleton"]
+__all__ = ["DECLARED", "Serialized", "paired", "serialize", "skeleton", "write_tensor"]
+
+DECLARED = "onnxcomp.declared"  # in the meta of an initializer that the model file lists in value_info
 
 _STREAMED = 1 << 16  # tensors of at least so many bytes are streamed
 _GRAPH, _INITIALIZER, _RAW_DATA = (
@@ -51,7 +53,7 @@ class Serialized:
                 write_tensor(piece, out)
         if out.tell() - start != self.size:
             raise OnnxcompError(
-                f"the model took {out.tell() - start} bytes where {self.size} were expected; a tensor misstates its size"
+                f"the model took {out.tell() - start} bytes instead of {self.size}; a tensor misstates its size"
             )
 
 
@@ -89,15 +91,41 @@ def serialize(model: ir.Model) -> Serialized:
 def skeleton(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> onnx.ModelProto:
     """Serialise `model` with some constants replaced by others; the model itself is as before afterwards."""
     with _replaced(stand_ins):
-        return ir.to_proto(model)
+        proto = ir.to_proto(model)
+    # onnx-ir declares the type of every initializer a second time, in value_info; keep what the user's model declared.
+    for graph, stored in paired(model.graph, proto.graph):
+        restated = {name for name, value in graph.initializers.items() if _is_bare(value)}
+        kept = [info for info in stored.value_info if info.name not in restated]
+        if len(kept) < len(stored.value_info):
+            del stored.value_info[:]
+            stored.value_info.extend(kept)
+    return proto
+
+
+def paired(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
+    """Yield a graph with its protobuf, then its subgraphs with theirs; the nodes must be in the same order."""
+    yield graph, proto
+    for node, stored in zip(graph, proto.node, strict=True):
+        for attribute in stored.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH and not attribute.ref_attr_name:
+                yield from paired(node.attributes[attribute.name].as_graph(), attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS and not attribute.ref_attr_name:
+                for inner, inner_proto in zip(
+                    node.attributes[attribute.name].as_graphs(), attribute.graphs, strict=True
+                ):
+                    yield from paired(inner, inner_proto)
+
+
+def _is_bare(value: ir.Value) -> bool:
+    return not (value.meta.get(DECLARED) or value.doc_string or value.metadata_props)
 
 
 @contextmanager
-def _replaced(stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> Iterator[None]:
+def _replaced(stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> Generator[None]:
     kept = {value: value.const_value for value in stand_ins}
     try:
-        for value, tensor in stand_ins.items():
-            value.const_value = tensor
+        for value, stand_in in stand_ins.items():
+            value.const_value = stand_in
         yield
     finally:
         for value, tensor in kept.items():
