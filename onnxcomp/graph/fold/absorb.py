@@ -22,7 +22,10 @@ from onnxcomp.graph.fold.values import bypass, constant, is_constant, is_op, sol
 __all__ = ["absorb_affine"]
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_ROUNDING = 2.0  # tolerated rounding error of a channel, in units of the type's epsilon
+_HALF_ROUNDING = {
+    "float16": 2.0**-9,
+    "bfloat16": 2.0**-6,
+}  # relative L2 error of a cast that keeps its exponents, with a margin
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -163,14 +166,8 @@ def _rounded(array: NDArray[np.float64], dtype: np.dtype[np.generic]) -> NDArray
     back = cast.astype(np.float64)
     if not np.isfinite(back).all():
         return None
-    epsilon = float(ir.DataType.from_numpy(dtype).bitwidth == 16) and _epsilon(dtype)
-    if epsilon and np.linalg.norm(back - array) > _ROUNDING * epsilon * np.linalg.norm(array):
-        return None
-    return cast
-
-
-def _epsilon(dtype: np.dtype[np.generic]) -> float:
-    return 2.0**-7 if dtype.name == "bfloat16" else 2.0**-10
+    tolerance = _HALF_ROUNDING.get(dtype.name, 1.0)
+    return None if np.linalg.norm(back - array) > tolerance * np.linalg.norm(array) else cast
 
 
 def _set_bias(graph: ir.Graph, host: _Host, array: NDArray[np.generic], taken: set[str]) -> None:

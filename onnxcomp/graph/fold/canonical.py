@@ -48,16 +48,16 @@ def canonicalise(model: ir.Model) -> Log:
     log.general += lift_constants(model)
     log.general += drop_dead(model)
     version = model.opset_imports.get("", 0)
-    _fold_to_fixpoint(model, version, log)
+    sizes = _fold_to_fixpoint(model, version, log)
     taken = names_of(model.graph)
     for graph in graphs_of(model):
         absorb_affine(graph, version, taken, log)
-        absorb_pads(graph, version, log)
+        absorb_pads(graph, version, sizes, log)
     log.general += drop_dead(model)
     return log
 
 
-def _fold_to_fixpoint(model: ir.Model, version: int, log: Log) -> None:
+def _fold_to_fixpoint(model: ir.Model, version: int, log: Log) -> dict[str, Dims]:
     """Identities and constants until nothing changes: each round that continues has removed a node, so it ends."""
     folded: Counter[str] = Counter()
     while True:
@@ -71,6 +71,7 @@ def _fold_to_fixpoint(model: ir.Model, version: int, log: Log) -> None:
     if folded:
         parts = ", ".join(f"{count} {op}" for op, count in sorted(folded.items()))
         log.general.append(f"computed {folded.total()} constant node{'' if folded.total() == 1 else 's'} ({parts})")
+    return sizes
 
 
 def _infer(model: ir.Model, log: Log) -> dict[str, Dims]:

@@ -126,7 +126,7 @@ def _evaluated(node: ir.Node, version: int) -> list[NDArray[np.generic]] | None:
     if node.op_type not in FOLDABLE or not all(v is None or is_constant(v) for v in node.inputs):
         return None
     tensors = [v.const_value for v in node.inputs if v is not None and v.const_value is not None]
-    if sum(t.nbytes for t in tensors) > _LARGEST or any(t.dtype == ir.DataType.STRING for t in tensors):
+    if any(t.dtype == ir.DataType.STRING for t in tensors) or sum(t.nbytes for t in tensors) > _LARGEST:
         return None
     inputs = [constant(v) for v in node.inputs]
     if any(a is not None and a.dtype.kind not in _PLAIN for a in inputs):

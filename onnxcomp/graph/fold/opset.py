@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
 from onnxcomp.graph.edit import ORIGIN, origin_of
 from onnxcomp.graph.fold.log import Log
+from onnxcomp.graph.fold.rank import rank_of
 from onnxcomp.graph.fold.shapes import skeleton
+from onnxcomp.graph.fold.values import is_op
 
 __all__ = ["MINIMUM", "modernise", "raise_opset"]
 
 MINIMUM = 17
 _IR_VERSION = 8  # the IR that came with opset 17
+_FAILURES = (
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def modernise(model: ir.Model, log: Log) -> None:
@@ -59,9 +70,10 @@ def raise_opset(model: ir.Model, minimum: int = MINIMUM) -> str | None:
         return "functions cannot be converted"
     try:
         proto = onnx.shape_inference.infer_shapes(skeleton(model, shapes=True), strict_mode=False, data_prop=True)
+        _tell_ranks(model.graph, proto.graph)
         converted = onnx.version_converter.convert_version(proto, minimum)
         onnx.checker.check_model(converted)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except _FAILURES as error:
         return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     graph = ir.from_proto(converted).graph
     _restore_graph(model.graph, graph)
@@ -69,6 +81,22 @@ def raise_opset(model: ir.Model, minimum: int = MINIMUM) -> str | None:
     model.graph = graph
     model.ir_version = max(model.ir_version, _IR_VERSION) if model.ir_version >= 4 else model.ir_version
     return None
+
+
+def _tell_ranks(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Give the converter the rank of each Softmax input: where it knows the axis to be the last, it adds no nodes."""
+    infos = (*proto.input, *proto.value_info, *proto.output)
+    known = {v.name: len(t.shape.dim) for v in infos if (t := v.type.tensor_type).HasField("shape")}
+    known.update((t.name, len(t.dims)) for t in proto.initializer)
+    for node in graph:
+        value = node.inputs[0] if is_op(node, "Softmax", "LogSoftmax", "Hardmax") else None
+        rank = rank_of(value, known)
+        if value is None or not value.name or rank is None or value.name in known:
+            continue
+        for info in [info for info in proto.value_info if info.name == value.name]:
+            proto.value_info.remove(info)
+        dtype = onnx.TensorProto.FLOAT if value.dtype is None else int(value.dtype)
+        proto.value_info.append(onnx.helper.make_tensor_value_info(value.name, dtype, [None] * rank))
 
 
 def _restore_signature(old: ir.Graph, new: ir.Graph) -> None:
@@ -106,13 +134,15 @@ def _copy_value(old: ir.Value, new: ir.Value) -> None:
 
 
 def _restore_nodes(old: ir.Graph, new: ir.Graph) -> None:
-    by_name = {node.name: node for node in old if node.name}
+    names = Counter(node.name for node in old)
+    by_name = {node.name: node for node in old if node.name and names[node.name] == 1}
     by_output = {node.outputs[0].name: node for node in old if node.outputs}
     added: list[ir.Node] = []
     for node in new:
-        output = node.outputs[0].name if node.outputs else None
-        before = by_name.get(node.name) if node.name else by_output.get(output)
-        if before is None or (before.op_type != node.op_type and not node.name and before.op_type != "Upsample"):
+        before = by_output.get(node.outputs[0].name) if node.outputs else None
+        if before is None or (before.op_type, node.op_type) not in {(node.op_type,) * 2, ("Upsample", "Resize")}:
+            before = by_name.get(node.name or "")
+        if before is None:
             added.append(node)
             continue
         node.name, node.doc_string = before.name, before.doc_string

@@ -5,11 +5,14 @@ onnxscript's rule is not used: it makes a new Conv without the old one's metadat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from onnxcomp.cost import Cost
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold.log import Log, Rewrite
+from onnxcomp.graph.fold.shapes import Dims
 from onnxcomp.graph.fold.values import constant, is_op, title
 from onnxcomp.graph.geometry import Geometry
 from onnxcomp.graph.sites import geometry_of, static_shape
@@ -19,7 +22,7 @@ __all__ = ["absorb_pads"]
 _NOTHING = Cost(0, None, 0)
 
 
-def absorb_pads(graph: ir.Graph, version: int, log: Log) -> None:
+def absorb_pads(graph: ir.Graph, version: int, sizes: Mapping[str, Dims], log: Log) -> None:
     """Move zero padding of spatial axes into the `pads` of each Conv (or AveragePool) that reads it.
 
     A Pad that others read as well stays for them. Refused are other modes and values, negative pads, padded batch or
@@ -31,7 +34,7 @@ def absorb_pads(graph: ir.Graph, version: int, log: Log) -> None:
         if not is_op(node, "Conv", "AveragePool"):
             continue
         while (pad := _pad_before(node, graph)) is not None:
-            pads = _merged(node, pad, version)
+            pads = _merged(node, pad, version, sizes)
             if pads is None:
                 break
             node.attributes.pop("auto_pad", None)
@@ -51,9 +54,9 @@ def _pad_before(node: ir.Node, graph: ir.Graph) -> ir.Node | None:
     return producer if producer is not None and is_op(producer, "Pad") and producer.graph is graph else None
 
 
-def _merged(node: ir.Node, pad: ir.Node, version: int) -> list[int] | None:
+def _merged(node: ir.Node, pad: ir.Node, version: int, sizes: Mapping[str, Dims]) -> list[int] | None:
     """The pads of `node` with those of `pad` added, or None where they cannot be."""
-    geometry = _geometry(node)
+    geometry = _geometry(node, sizes.get(pad.outputs[0].name or "", ()))
     if geometry is None or geometry.auto_pad != "NOTSET":
         return None
     extra = _spatial_pads(pad, geometry.rank + 2, version)
@@ -69,7 +72,7 @@ def _merged(node: ir.Node, pad: ir.Node, version: int) -> list[int] | None:
     return pads
 
 
-def _geometry(node: ir.Node) -> Geometry | None:
+def _geometry(node: ir.Node, padded: Dims) -> Geometry | None:
     if is_op(node, "AveragePool"):
         kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
         if not kernel or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -82,7 +85,7 @@ def _geometry(node: ir.Node) -> Geometry | None:
         if any(d is None for d in dims) or len(dims) != len(weight.shape) - 2:
             return None
         kernel = tuple(d for d in dims if d is not None)
-    return geometry_of(node, (0, 0, *kernel), static_shape(node.inputs[0]))
+    return geometry_of(node, (0, 0, *kernel), padded)
 
 
 def _spatial_pads(pad: ir.Node, rank: int, version: int) -> tuple[int, ...] | None:
