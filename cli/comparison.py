@@ -34,7 +34,7 @@ def compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compare OTHER with BASE on data: SQNR and cosine of every output and shared tensor, and how often the class agrees."""
+    """Compare OTHER with BASE on data: SQNR and cosine of every output and shared tensor, and the layer at fault."""
     from onnxcomp import modelio
     from onnxcomp.compare import compare_models
     from onnxcomp.report.schema import plain

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 
 import click
+
 from onnxcomp.cli.comparison import compare
 from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
-
 from onnxcomp.cli.optimization import optimize
 from onnxcomp.cli.talk import DEBUG, printable
 from onnxcomp.errors import OnnxcompError
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        hint = f"\n{context.get_usage()}; see {context.command_path} --help" if context is not None else ""
+        hint = f"\nsee {context.command_path} --help" if context is not None else ""
         return _fail(error.format_message() + hint, _BAD_CALL, debug)
     except OnnxcompError as error:
         return _fail(str(error), error.exit_code, debug)

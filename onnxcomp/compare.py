@@ -1,4 +1,4 @@
-"""Where two models of the same origin part: the noise on every tensor that both have, and the layer that adds most of it."""
+"""Where two models of one origin part: the noise on every tensor that both have, and the layer that adds most of it."""
 
 from __future__ import annotations
 
@@ -76,13 +76,8 @@ def compare_models(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: in
     for names in _groups(base, _shared(base, other)):
         moments |= _moments(base, other, names, feeds, threads)
     layers = _noises(base, moments)
-    fault = max(layers, key=lambda layer: layer.added, default=None)
-    return Comparison(
-        quality,
-        evaluate(base, feeds, threads=threads),
-        layers,
-        fault if fault is not None and fault.added > 0 else None,
-    )
+    fault = max((layer for layer in layers if layer.added > 0), key=lambda layer: layer.added, default=None)
+    return Comparison(quality, evaluate(base, feeds, threads=threads), layers, fault)
 
 
 def _check_signatures(base: ir.Model, other: ir.Model) -> None:
@@ -100,7 +95,7 @@ def _outputs(model: ir.Model) -> list[str]:
 
 
 def _shared(base: ir.Model, other: ir.Model) -> list[str]:
-    """Float tensors of both main graphs, in the order of the base model; where a type is unknown the tensor is left out."""
+    """Float tensors of both main graphs, in the order of the base model; those of unknown type are left out."""
     theirs = {value.name: value for node in other.graph for value in node.outputs if value.name}
     return [
         value.name
@@ -155,7 +150,7 @@ def _moments(
 
 
 def _noises(base: ir.Model, moments: dict[str, NDArray[np.float64]]) -> tuple[LayerNoise, ...]:
-    """Walk the base model in order; the noise that reaches a tensor is the largest of those of its nearest compared ancestors."""
+    """Walk the base model in order; what arrives at a node is the largest noise of its nearest compared ancestors."""
     reaching: dict[ir.Value, float] = {}
     layers: list[LayerNoise] = []
     for node in base.graph:

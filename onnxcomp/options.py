@@ -60,10 +60,10 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.high is None:
-            return "" if self.low is None else f"{'above' if self.open_low else 'at least'} {self.low:g}"
+            return "" if self.low is None else f"{'above' if self.open_low else 'at least'} {self.low:.10g}"
         if self.low is None:
-            return f"{'below' if self.open_high else 'at most'} {self.high:g}"
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            return f"{'below' if self.open_high else 'at most'} {self.high:.10g}"
+        return f"{'(' if self.open_low else '['}{self.low:.10g}, {self.high:.10g}{')' if self.open_high else ']'}"
 
 
 @dataclass(frozen=True, slots=True)

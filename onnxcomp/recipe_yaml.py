@@ -175,8 +175,7 @@ def _scalar(node: yaml.Node, where: str) -> Value | None:
 
 
 def _text(node: yaml.Node, where: str) -> str:
-    value = _scalar(node, where)
-    if value is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+    if _scalar(node, where) is None:
         raise _error(node, f"{where}: expected text")
     return str(node.value)
 

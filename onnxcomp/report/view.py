@@ -124,6 +124,9 @@ def _verdict(step: Document) -> str:
 
 
 def _changes(step: Document, full: bool) -> Table:
+    title = f"{step['spec']}: " + ("changed" if step["kept"] else "tried, then rolled back")
+    if not full and all(entry["error"] is None and entry["speedup"] is None for entry in step["changes"]):
+        return _grouped_changes(step, title)
     columns = ["site", "became", "parameters", "MACs", "predicted error", "speed"]
     entries = step["changes"]
     with_facts = full and any(entry["facts"] for entry in entries)
@@ -141,7 +144,6 @@ def _changes(step: Document, full: bool) -> Table:
         rows.append((*row, facts) if with_facts else tuple(row))
     columns += ["facts"] if with_facts else []
     filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
-    title = f"{step['spec']}: " + ("changed" if step["kept"] else "tried, then rolled back")
     limit = len(rows) if full else 40
     shown = [tuple(row[i] for i in filled) for row in rows[:limit]]
     if len(rows) > limit:
@@ -150,11 +152,25 @@ def _changes(step: Document, full: bool) -> Table:
     return Table(title, tuple(columns[i] for i in filled), tuple(shown), numbers)
 
 
+def _grouped_changes(step: Document, title: str) -> Table:
+    """One row for all sites that became the same, where there is nothing to say about each of them."""
+    by_summary: dict[str, list[str]] = {}
+    for entry in step["changes"]:
+        by_summary.setdefault(entry["summary"], []).append(entry["site"])
+    rows = [(summary, str(len(sites)), _some(sites, full=False)) for summary, sites in by_summary.items()]
+    return Table(title, ("became", "sites", "which"), tuple(rows), frozenset({1}))
+
+
 def _skips(step: Document, full: bool) -> Table:
-    by_reason: dict[str, list[str]] = {}
+    """Sites by reason; a terminal groups by what stands before the colon, the report file has the particulars."""
+    by_reason: dict[str, list[tuple[str, str]]] = {}
     for skip in step["skips"]:
-        by_reason.setdefault(skip["reason"], []).append(skip["site"])
-    rows = [(reason, str(len(sites)), _some(sites, full)) for reason, sites in by_reason.items()]
+        key = skip["reason"] if full else skip["reason"].split(": ", 1)[0]
+        by_reason.setdefault(key, []).append((skip["site"], skip["reason"]))
+    rows = [
+        (reason if len(skips) > 1 else skips[0][1], str(len(skips)), _some([site for site, _ in skips], full))
+        for reason, skips in by_reason.items()
+    ]
     return Table(f"{step['spec']}: skipped", ("reason", "sites", "which"), tuple(rows), frozenset({1}))
 
 
