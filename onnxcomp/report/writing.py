@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcomp.atomic import staging
 from onnxcomp.errors import InputError
-from onnxcomp.report.html import to_html
+from onnxcomp.report.webpage import to_html
 from onnxcomp.report.markdown import to_markdown
 from onnxcomp.report.schema import report_document
 
