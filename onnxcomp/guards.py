@@ -112,9 +112,8 @@ def _unalias(proto: ModelProto) -> None:
         for entry in owner.opset_import:
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if versions.setdefault(domain, entry.version) != entry.version:
-                raise ModelError(
-                    f"opset {versions[domain]} and {entry.version} of domain {domain or 'ai.onnx'!r} are both imported; keep one"
-                )
+                both = f"{versions[domain]} and {entry.version}"
+                raise ModelError(f"opsets {both} of domain {domain or 'ai.onnx'!r} are imported at once; keep one")
         if len(versions) < len(owner.opset_import) or any(entry.domain == "ai.onnx" for entry in owner.opset_import):
             del owner.opset_import[:]
             owner.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
