@@ -10,8 +10,6 @@ from onnxcomp.errors import DataError
 
 __all__ = ["cast", "check_castable"]
 
-_INTEGRAL = "biu"
-
 
 def check_castable(found: np.dtype[np.generic], wanted: ModelInput, where: str) -> None:
     """Raise DataError when no value of dtype `found` may be fed to `wanted`.
@@ -27,8 +25,7 @@ def check_castable(found: np.dtype[np.generic], wanted: ModelInput, where: str) 
     text = wanted.dtype.kind in "OUST"
     if text and found.kind in "US":
         return
-    floats = not text and wanted.dtype.kind not in _INTEGRAL
-    if text or not (found.kind in _INTEGRAL or (floats and _is_float(found))):
+    if text or not (_is_integral(found) or (_is_float(found) and _is_float(wanted.dtype))):
         raise DataError(f"{where}: {found.name} values do not go into input {wanted.name!r}, which is {wanted}")
 
 
@@ -52,17 +49,20 @@ def cast(rows: NDArray[np.generic], wanted: ModelInput, where: str, first: int) 
         out = np.ascontiguousarray(rows, dtype=wanted.dtype)
     if out.ndim != rows.ndim:  # ascontiguousarray turns a scalar into a vector
         out = out.reshape(rows.shape)
-    if (
-        rows.dtype.kind in _INTEGRAL
-        and rows.dtype != wanted.dtype
-        and not np.can_cast(rows.dtype, wanted.dtype, "safe")
-    ):
+    if rows.dtype == wanted.dtype:
+        return out
+    if _is_integral(rows.dtype):
         with np.errstate(invalid="ignore"):
             back = out.astype(rows.dtype)
         _refuse(back != rows, where, first, f"has no exact {wanted.dtype.name} value")
-    elif out.dtype.itemsize < rows.dtype.itemsize:
+    else:
         _refuse(~np.isfinite(out), where, first, f"is too large for {wanted.dtype.name}")
     return out
+
+
+def _is_integral(dtype: np.dtype[np.generic]) -> bool:
+    """Whether a dtype holds integers or booleans, those of ml_dtypes (kind V) included."""
+    return dtype.kind in "biu" or (dtype.kind == "V" and dtype.names is None and "int" in dtype.name)
 
 
 def _is_float(dtype: np.dtype[np.generic]) -> bool:

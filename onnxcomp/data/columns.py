@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -123,7 +124,7 @@ def _reading(where: str) -> Generator[None]:
     """Turn what a damaged file raises into DataError."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, TokenError) as error:
         raise DataError(f"{where}: cannot be read: {error or type(error).__name__}; is the file damaged?") from error
 
 

@@ -67,7 +67,7 @@ class Feeds(ABC):
     def divisible(self) -> bool:
         """Whether a batch may be cut along its first axis: all inputs share one free batch axis."""
         axes = {i.shape[0] if i.shape else i.name for i in self.inputs}
-        free = all(i.shape and i.fixed_batch is None for i in self.inputs)
+        free = all(i.shape != () and i.fixed_batch is None for i in self.inputs)
         return free and (len(self.inputs) == 1 or (len(axes) == 1 and None not in axes))
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:

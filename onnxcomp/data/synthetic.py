@@ -94,7 +94,7 @@ def noise_image(rng: np.random.Generator, channels: int, height: int, width: int
     planes = rng.standard_normal((channels + 1, height, width))
     planes = np.fft.irfft2(np.fft.rfft2(planes) * amplitude, s=(height, width))
     planes /= planes.std(axis=(1, 2), keepdims=True) + np.finfo(np.float64).tiny
-    image = np.sqrt(_COMMON) * planes[0] + np.sqrt(1 - _COMMON) * planes[1:]
+    image: NDArray[np.float64] = np.sqrt(_COMMON) * planes[0] + np.sqrt(1 - _COMMON) * planes[1:]
     image -= image.mean()
     image /= image.std() + np.finfo(np.float64).tiny
     return image
