@@ -45,8 +45,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.RuntimeException,
     RuntimeError,
 )
-# In memory a model exists twice while it loads, as bytes and as what ORT parses from them; above, a file spares the bytes
-# (and beyond 2 GB nothing else is possible).
+# In memory a model exists twice while it loads, as bytes and as what ORT parses from them; above, a file spares the
+# bytes (and beyond 2 GB nothing else is possible).
 _IN_MEMORY_LIMIT = 256 << 20
 _MESSAGE_LIMIT = 300
 

@@ -25,7 +25,7 @@ from scipy.stats import binom
 
 from onnxcomp.runtime.session import input_names, open_session, run
 
-__all__ = ["Runnable", "Speedup", "median_interval", "paired", "time_many"]
+__all__ = ["Runnable", "Speedup", "interleaved", "median_interval", "paired", "time_many"]
 
 Runnable: TypeAlias = ir.Model | bytes | str | Path | ort.InferenceSession
 
@@ -86,7 +86,7 @@ def paired(
         ModelError, DataError: As :func:`onnxcomp.runtime.session.run`.
     """
     calls = [_caller(model, feed, threads) for model in (base, other)]
-    times = _rounds(calls, rounds, budget_s, lambda done: _narrow(done[0] / done[1]))
+    times = interleaved(calls, rounds, budget_s, lambda done: _narrow(done[0] / done[1]))
     ratios = times[0] / times[1]
     low, high = median_interval(ratios)
     medians = np.median(times, axis=1) * 1e3
@@ -119,7 +119,7 @@ def time_many(
     calls = [_caller(model, feed, threads) for model in models]
     if not calls:
         return []
-    times = _rounds(calls, rounds, budget_s, lambda done: all(_narrow(row / done[0]) for row in done[1:]))
+    times = interleaved(calls, rounds, budget_s, lambda done: all(_narrow(row / done[0]) for row in done[1:]))
     scale = float(np.median(times[0])) * 1e3
     return [scale * float(np.median(row / times[0])) for row in times]
 
@@ -152,13 +152,18 @@ def _caller(model: Runnable, feed: Mapping[str, NDArray[Any]], threads: int) -> 
     return call
 
 
-def _rounds(
+def interleaved(
     calls: Sequence[Callable[[], None]],
     rounds: int,
     budget_s: float,
     enough: Callable[[NDArray[np.float64]], bool],
 ) -> NDArray[np.float64]:
-    """Return seconds a run, one row a model and one column a round; the order turns round every round."""
+    """Run the calls in turns; return seconds a run, float64 [calls, rounds].
+
+    Each call is warmed up first and repeated so that a sample takes 2 ms or more. Rounds go on until `rounds` are done,
+    `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at least 8 are done. The order turns
+    round every round, and garbage collection waits.
+    """
     repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
@@ -185,7 +190,7 @@ def _warm_up(call: Callable[[], None]) -> float:
 
 
 def _sample(call: Callable[[], None], repeats: int) -> float:
-    # The first run after another model's turn finds its weights evicted from the caches; no deployment sees that.
+    # After another model's turn the first run finds its weights evicted from the caches; no deployment sees that.
     if repeats > 1:
         call()
     start = time.perf_counter()
