@@ -161,8 +161,8 @@ def interleaved(
     """Run the calls in turns; return seconds a run, float64 [calls, rounds].
 
     Each call is warmed up first and repeated so that a sample takes 2 ms or more. Rounds go on until `rounds` are done,
-    `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at least 8 are done. The order turns
-    round every round, and garbage collection waits.
+    `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at least 8 are done. The
+    order turns round every round, and garbage collection waits.
     """
     repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call))) for call in calls]
     columns: list[list[float]] = []
