@@ -92,7 +92,7 @@ class ImageFeeds(Feeds):
             raise DataError(f"{path}: cannot be read as an image: {error}") from error
         height, width = self._size
         box = _central_box(picture.size, width / height, self._preprocess.crop)
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        resized = picture.crop(box).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized, np.uint8).reshape(height, width, self._channels)
 
     def _read_labels(self) -> NDArray[np.int64] | None:

@@ -142,9 +142,15 @@ def _flat(value: object) -> list[str]:
 
 def _numbers(key: str, parts: list[str]) -> tuple[float, ...]:
     try:
-        return tuple(float(Fraction(p)) for p in parts)
+        return tuple(_number(p) for p in parts)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise DataError(f"preprocess: {key}={' '.join(parts)} is not a number or a list of numbers") from None
+
+
+def _number(text: str) -> float:
+    """Read a decimal number or a fraction of two (``1/127.5``)."""
+    numerator, slash, denominator = text.partition("/")
+    return float(Fraction(numerator) / Fraction(denominator)) if slash else float(Fraction(numerator))
 
 
 def _one(key: str, parts: list[str] | None, default: float) -> float:

@@ -15,7 +15,7 @@ ModelOf = Callable[..., ir.Model]
 
 @pytest.fixture
 def model_of() -> ModelOf:
-    """Return a function that builds a model from ``name=(shape, element type)``; the element type is float where absent."""
+    """Return a function that builds a model from ``name=shape`` or ``name=(shape, element type)``; float by default."""
 
     def build(**inputs: Shape | tuple[Shape, int]) -> ir.Model:
         infos: list[onnx.ValueInfoProto] = []

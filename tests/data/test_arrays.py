@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.errors import DataError
@@ -117,9 +116,7 @@ def test_inputs_with_initializers_need_no_data(model_of: ModelOf) -> None:
 def test_casts_that_keep_the_values(model_of: ModelOf, found: np.dtype[np.generic], wanted: int) -> None:
     x = np.array([[0, 1], [1, 1]]).astype(found)
     batch = open_feeds({"x": x}, model_of(x=(["N", 2], wanted))).first(2)["x"]
-    dtypes = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.INT32: np.int32}
-    dtypes |= {TensorProto.BOOL: np.bool_, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
-    assert batch.dtype == dtypes[wanted] and batch.dtype.isnative
+    assert batch.dtype == helper.tensor_dtype_to_np_dtype(wanted) and batch.dtype.isnative
     np.testing.assert_array_equal(batch.astype(np.float64), x.astype(np.float64))
 
 
