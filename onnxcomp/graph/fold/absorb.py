@@ -120,8 +120,9 @@ def _refusal(host: _Host) -> str | None:
 
 
 def _absorb(graph: ir.Graph, host: _Host, reader: ir.Node, affine: Affine, taken: set[str], log: Log) -> str | None:
-    weight = _scaled(host, affine.scale)
-    bias = affine.scale * _bias(host) + affine.shift
+    with np.errstate(invalid="ignore", over="ignore"):
+        weight = _scaled(host, affine.scale)
+        bias = affine.scale * _bias(host) + affine.shift
     rounded, rounded_bias = _rounded(weight, host.array.dtype), _rounded(bias, host.array.dtype)
     if rounded is None or rounded_bias is None:
         return f"the product does not fit {host.array.dtype}"

@@ -40,7 +40,7 @@ def rank_of(value: ir.Value | None, known: Mapping[str, int], depth: int = _DEPT
     """
     if value is None:
         return None
-    if value.name in known:
+    if value.name and value.name in known:
         return known[value.name]
     node = value.producer()
     if node is None or depth == 0:
