@@ -105,7 +105,7 @@ def _visit(
         return chosen
     candidate = chosen.candidate
     if compressed is not None:
-        candidate = configured.fit(site, candidate, compressed)
+        candidate = configured.refit(site, candidate, compressed)
     replace_by_chain(site.node, candidate.chain, site_pass.name, taken)
     if sweep is not None:
         sweep.mark_changed()

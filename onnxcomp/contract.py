@@ -177,7 +177,7 @@ class SitePass(Pass):
             context: The run's context; `context.objective` says whether ranks should be rounded for the runtime.
         """
 
-    def fit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
+    def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
         """Fit a chosen candidate to the site's input in the already compressed prefix (asymmetric form).
 
         `gram` holds the Gram of the compressed prefix's patches and the cross moments with the original's outputs. The default
@@ -187,7 +187,7 @@ class SitePass(Pass):
         return candidate
 
     def wants_gram(self) -> bool:
-        """Whether propose() and fit() want patch statistics when there is data."""
+        """Whether propose() and refit() want patch statistics when there is data."""
         return False
 
     def run(self, model: ir.Model, context: Context) -> PassReport:

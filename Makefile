@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := out
+
+.PHONY: demo test check static wheel-test bench clean
+
+demo: $(VENV)/.ready
+	@mkdir -p $(OUT)
+	$(BIN)/onnxcomp optimize models/digits_vgg.onnx -p "tucker2,int8" -o $(OUT)/digits_vgg.small.onnx \
+	  --data models/digits_calibration.npz --eval models/digits_eval.npz --report $(OUT)/digits_vgg.html
+
+test: $(VENV)/.ready-test
+	$(BIN)/pytest -q -n 2 --dist loadfile
+
+static: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: test static
+
+# Build the wheel and run the tests against it, installed in a clean environment, away from the checkout's packages.
+wheel-test: $(VENV)/.ready-dev
+	bash scripts/wheel_test.sh $(BIN)/python
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.ready-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[test]"
+	@touch $@ $(VENV)/.ready
+
+$(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.ready-test $(VENV)/.ready
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Build the wheel from the source distribution, install it in a clean environment and run the tests against it there.
+set -euo pipefail
+python=$(realpath -s "$1")
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$python" -m build --outdir "$work/dist" "$root" > "$work/build.log" 2>&1 || { tail -20 "$work/build.log"; exit 1; }
+"$python" -m venv "$work/venv"
+wheel=$(echo "$work"/dist/*.whl)
+"$work/venv/bin/pip" install -q --disable-pip-version-check "$wheel[test]"
+
+# Only the tests and what they read; the checkout's packages stay behind, so that nothing but the wheel can be imported.
+mkdir "$work/run"
+cp -r "$root/tests" "$root/models" "$root/pyproject.toml" "$work/run/"
+if [ -d "$root/../shared" ]; then ln -s "$(cd "$root/../shared" && pwd)" "$work/shared"; fi
+cd "$work/run"
+for name in passes cli; do
+  if "$work/venv/bin/python" -c "import $name" 2> /dev/null; then echo "'import $name' works; it must not"; exit 1; fi
+done
+ONNXCOMP_TEST_INSTALLED=1 "$work/venv/bin/pytest" -q -n 2 --dist loadfile -m "not slow"
