@@ -61,7 +61,7 @@ def _feeds(
     if data is None:
         return synthetic_feeds(model, seed, shapes=shapes)
     chosen = None if preprocess is None else Preprocess.parse(preprocess)
-    return open_feeds(data, model, preprocess=chosen, shapes=shapes)
+    return open_feeds(data, model, preprocess=chosen, shapes=shapes).unlabelled()
 
 
 def _print(comparison: Comparison, feeds: Feeds) -> None:

@@ -157,7 +157,7 @@ def _calibration(
 ) -> tuple[Feeds | None, Feeds | None, list[str]]:
     """Real feeds, or synthetic ones and the words that say so; both None where no shape is known to make any."""
     if data is not None:
-        feeds = open_feeds(data, model, preprocess=preprocess, shapes=shapes)
+        feeds = open_feeds(data, model, preprocess=preprocess, shapes=shapes).unlabelled()
         few = f"only {len(feeds)} calibration samples; {_FEW} or more are advised"
         return feeds, None, [few] if len(feeds) < _FEW else []
     if required:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from math import prod
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +111,12 @@ class Feeds(ABC):
         kinds = ", ".join(f"{i.name} {i}" for i in self.inputs)
         what = "synthetic samples" if self.synthetic else "samples"
         return "; ".join([f"{len(self):,} {what} from {self.source} ({kinds})", *self.notes])
+
+    def unlabelled(self) -> Self:
+        """Return the same samples without labels: those of calibration data are nobody's business."""
+        twin = copy(self)
+        twin.labels = None
+        return twin
 
     def require_labels(self) -> NDArray[np.int64]:
         """Return the labels.

@@ -16,7 +16,8 @@ __all__ = ["overlap"]
 def overlap(one: Feeds, other: Feeds) -> int:
     """Return how many samples of `other` are, bit for bit, also in `one`.
 
-    Both are streamed; 16 bytes a sample are kept. Where a batch cannot be cut into samples, whole feeds are compared.
+    Both are streamed; 16 bytes a sample are kept. Where the arrays of a feed differ in their first axis, so that it
+    cannot be taken apart into samples, whole feeds are compared.
     """
     if one.synthetic or other.synthetic:
         return 0
@@ -26,11 +27,12 @@ def overlap(one: Feeds, other: Feeds) -> int:
 
 def _digests(feeds: Feeds) -> Iterator[bytes]:
     for batch in feeds.batches():
-        if not feeds.divisible:
+        extents = {values.shape[:1] for values in batch.values()}
+        rows = extents.pop() if len(extents) == 1 else ()
+        if not rows:
             yield _digest(batch)
             continue
-        rows = len(batch[feeds.inputs[0].name])
-        for k in range(rows):
+        for k in range(rows[0]):
             yield _digest({name: values[k] for name, values in batch.items()})
 
 

@@ -141,7 +141,22 @@ def test_overlap_counts_shared_samples(model_of: ModelOf) -> None:
     assert overlap(one, synthetic_feeds(model, 0)) == 0
 
 
-def test_overlap_of_whole_feeds(model_of: ModelOf) -> None:
+def test_overlap_finds_samples_in_other_places_of_fixed_batches(model_of: ModelOf) -> None:
     model = model_of(x=[2, 2])
     x = np.arange(16.0).reshape(8, 2)
-    assert overlap(open_feeds({"x": x[:4]}, model), open_feeds({"x": x[2:]}, model)) == 1
+    assert overlap(open_feeds({"x": x[:4]}, model), open_feeds({"x": x[3:7]}, model)) == 1
+
+
+def test_overlap_of_feeds_that_cannot_be_taken_apart(model_of: ModelOf) -> None:
+    model, x, t = model_of(x=[2, 2], t=[]), np.arange(16.0).reshape(8, 2), np.arange(4.0)
+    one = open_feeds({"x": x, "t": t}, model)
+    assert overlap(one, open_feeds({"x": x[2:], "t": t[1:]}, model)) == 3
+    assert overlap(one, open_feeds({"x": x[2:], "t": t[:3]}, model)) == 0
+
+
+def test_unlabelled_feeds_leave_the_original_alone(model_of: ModelOf) -> None:
+    feeds = open_feeds({"x": np.zeros((3, 2)), "labels": np.array([0.5, 1, 2])}, model_of(x=["N", 2]))
+    bare = feeds.unlabelled()
+    assert bare.labels is None and len(bare) == 3
+    with pytest.raises(DataError, match="integers"):
+        _ = feeds.labels
