@@ -37,7 +37,7 @@ Finding = tuple[str, str]
 def hazards(model: ir.Model) -> tuple[str, ...]:
     """Say what a trip through graphsurgeon would damage and where, a line for each reason; empty where nothing.
 
-    What `from_graphsurgeon` restores (metadata, doc strings, denotations, overridable inputs and the like) is no hazard.
+    Metadata, doc strings, denotations and all else that `from_graphsurgeon` restores are no hazard.
     """
     places: dict[str, list[str]] = defaultdict(list)
     for reason, place in _findings(model):
