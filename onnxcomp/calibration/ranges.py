@@ -18,7 +18,7 @@ from onnxcomp.runtime.activations import Tap
 __all__ = ["Range", "collect_histograms", "collect_means", "collect_ranges"]
 
 # What a batch's activations may take. ORT's own buffers and the arena's slack come on top of it.
-_BATCH_BYTES = 64 << 20
+_BATCH_BYTES = 32 << 20
 
 
 def collect_ranges(
@@ -131,7 +131,7 @@ def _batches(
     seen = False
     for number, feed in enumerate(feeds.batches(limit)):
         seen = True
-        if not feeds.divisible:
+        if not _can_be_cut(feeds, feed):
             yield number, tap.read(feed)
             continue
         total = len(next(iter(feed.values())))
@@ -143,6 +143,12 @@ def _batches(
             yield number, tap.read({name: array[start : start + rows] for name, array in feed.items()})
     if not seen:
         raise DataError(f"{feeds.source}: no samples to calibrate on")
+
+
+def _can_be_cut(feeds: Feeds, feed: dict[str, NDArray[Any]]) -> bool:
+    """Whether a part of a feed's rows is a feed too: no input fixes its batch, and all have as many rows."""
+    free = all(given.shape != () and given.fixed_batch is None for given in feeds.inputs)
+    return free and len({array.shape[:1] for array in feed.values()}) == 1
 
 
 def _bad_values(model: ir.Model, name: str, kind: str, number: int) -> str:
