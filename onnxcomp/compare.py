@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf, log10, prod, sqrt
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError
 from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.runtime.activations import stream
 
 __all__ = ["Comparison", "LayerNoise", "compare_models"]
@@ -72,6 +74,7 @@ def compare_models(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: in
     """
     _check_signatures(base, other)
     quality = evaluate(other, feeds, base, threads=threads)
+    base, other = _typed(base), _typed(other)
     moments: dict[str, NDArray[np.float64]] = {}
     for names in _groups(base, _shared(base, other)):
         moments |= _moments(base, other, names, feeds, threads)
@@ -84,6 +87,16 @@ def _check_signatures(base: ir.Model, other: ir.Model) -> None:
     for what, ours, theirs in (("inputs", _inputs(base), _inputs(other)), ("outputs", _outputs(base), _outputs(other))):
         if ours != theirs:
             raise InputError(f"the models cannot be compared: {what} {', '.join(ours)} against {', '.join(theirs)}")
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """A copy with the types and shapes that follow from the inputs: what can be compared, and how large it is."""
+    clone = model.clone()
+    try:
+        infer_shapes(clone)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return clone  # what is of unknown type is left out
+    return clone
 
 
 def _inputs(model: ir.Model) -> list[str]:

@@ -123,7 +123,7 @@ def inspect_model(
 
 
 def _ask(item: Pass, model: ir.Model, context: Context) -> dict[str, str]:
-    """What a pass says about every convolution: its first proposal, or why it has none. Passes on whole models say nothing."""
+    """What a pass says about every convolution; passes on whole models say nothing here."""
     if not isinstance(item, SitePass):
         return {}
     return {

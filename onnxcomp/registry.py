@@ -72,11 +72,10 @@ def load_pass(name: str, source: Source | None = None) -> type[Pass]:
         reason = str(error).split("\n", 1)[0]
         problem = f"the pass {name!r} of the package {provider(entry)} cannot be loaded"
         raise PassError(f"{problem}: {type(error).__name__}: {reason}") from error
-    _check(name, entry, loaded)
-    return loaded
+    return _checked(name, entry, loaded)
 
 
-def _check(name: str, entry: EntryPoint, loaded: object) -> None:
+def _checked(name: str, entry: EntryPoint, loaded: object) -> type[Pass]:
     where = f"{entry.value} of the package {provider(entry)}"
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
         raise PassError(f"{where} is registered as the pass {name!r} but is not a subclass of onnxcomp.Pass")
@@ -86,6 +85,7 @@ def _check(name: str, entry: EntryPoint, loaded: object) -> None:
         )
     if "__dataclass_params__" not in vars(loaded):  # an inherited decoration does not see the new fields
         raise PassError(f"{where} must be a frozen dataclass: decorate it with @dataclass(frozen=True)")
+    return loaded
 
 
 def build_pass(spec: PassSpec) -> Pass:

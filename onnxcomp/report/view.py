@@ -92,6 +92,9 @@ def _quality(before: Document | None, after: Document | None) -> list[tuple[str,
             rows.append((name, percent(before[key]), percent(after[key]), change))
     if after["agreement"] is not None:
         rows.append(("same top-1 class", "", percent(after["agreement"]), ""))
+    rows += [(f"equal elements of {output}", "", percent(float(share)), "") for output, share in after["equal"].items()]
+    if not after["finite"]:
+        rows.append(("outputs", "", "NaN or Inf where the original has none", ""))
     for output, value in after["sqnr"].items():
         cosine = after["cosine"].get(output)
         shown = "" if cosine is None else f"cosine {float(cosine):.6f}"

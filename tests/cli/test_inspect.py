@@ -1,0 +1,128 @@
+"""`onnxcomp inspect`, `onnxcomp passes` and the group itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import helper
+
+from onnxcomp.registry import available
+
+
+def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> None:
+    got = run("inspect", cnn, "--json")
+    assert got.code == 0, got.err
+    document = json.loads(got.out)
+    assert document["schema"] == "onnxcomp.inspection/1"
+    assert document["bytes"] == cnn.stat().st_size
+    assert document["opsets"] == {"ai.onnx": 17}
+    assert document["cost"]["parameters"] == 32 * 27 + 32 + 32 * 32 * 9 + 320 + 10
+    assert document["cost"]["macs"] == 256 * (32 * 27 + 32 * 32 * 9) + 320
+    layers = {layer["name"]: layer for layer in document["layers"]}
+    assert list(layers) == ["conv1", "conv2", "head"]
+    assert layers["conv2"]["input_shape"] == "Nx32x16x16"
+    assert layers["conv2"]["parameters"] == 32 * 32 * 9
+    assert layers["conv1"]["parameters"] == 32 * 27 + 32
+    assert layers["conv2"]["macs"] == 256 * 32 * 32 * 9
+    assert layers["conv1"]["passes"]["tucker2"].startswith("no: ")
+    assert "1x1 32>" in layers["conv2"]["passes"]["tucker2"]
+
+
+def test_inspect_prints_tables(run: Any, cnn: Path) -> None:
+    got = run("inspect", cnn)
+    assert got.code == 0, got.err
+    for words in ("file size", "10.4 k", "conv2", "Nx32x16x16", "tucker2", "input x"):
+        assert words in got.out
+    assert run("inspect", cnn).out == got.out
+
+
+def test_inspect_leaves_the_model_alone(run: Any, cnn: Path) -> None:
+    before = cnn.read_bytes()
+    assert run("inspect", cnn).code == 0
+    assert cnn.read_bytes() == before
+
+
+def test_inspect_a_model_without_weights(run: Any, make: Any) -> None:
+    model = make([helper.make_node("Relu", ["x"], ["y"])], {}, outputs=(("y", 1, ["N", 3, 16, 16]),))
+    got = run("inspect", model)
+    assert got.code == 0, got.err
+    assert "The model has no layer with weights." in got.out
+
+
+def test_inspect_says_which_pass_cannot_run(run: Any, cnn: Path) -> None:
+    document = json.loads(run("inspect", cnn, "--target", "coreml", "--json").out)
+    assert "int8" in document["refusals"]
+
+
+def test_inspect_of_an_unknown_target(run: Any, cnn: Path) -> None:
+    got = run("inspect", cnn, "--target", "ort-x68")
+    assert got.code == 2
+    assert "did you mean 'ort-x86'" in got.err
+
+
+def test_hostile_names_cannot_steer_the_terminal(run: Any, make: Any, parts: Any) -> None:
+    nodes, arrays = parts
+    nodes[0].name = "\x1b[31m[bold red]conv[/]\x07\n"
+    got = run("inspect", make(nodes, arrays))
+    assert got.code == 0, got.err
+    assert "\x1b" not in got.out
+    assert "\\x1b[31m[bold red]conv[/]\\x07" in got.out
+
+
+def test_passes_lists_every_pass(run: Any) -> None:
+    got = run("passes")
+    assert got.code == 0, got.err
+    rows = json.loads(run("passes", "--json").out)
+    assert [row["name"] for row in rows] == list(available())
+    for row in rows:
+        assert row["name"] in got.out
+        assert row["summary"]
+
+
+@pytest.mark.parametrize("name", ["fold", "int8", "tucker2"])
+def test_passes_describes_one(run: Any, name: str) -> None:
+    got = run("passes", name)
+    assert got.code == 0, got.err
+    assert got.out.startswith(f"{name}: ")
+    document = json.loads(run("passes", name, "--json").out)
+    for option in document["options"]:
+        assert option["name"] in got.out
+    assert document["name"] == name
+
+
+def test_passes_of_an_unknown_name(run: Any) -> None:
+    got = run("passes", "tuker2")
+    assert (got.code, got.out) == (2, "")
+    assert got.err.startswith("onnxcomp: error: there is no pass 'tuker2'; did you mean 'tucker2'?")
+
+
+def test_help_is_quick_and_lists_the_commands() -> None:
+    command = [sys.executable, "-m", "onnxcomp.cli.main", "--help"]
+    subprocess.run(command, check=True, capture_output=True)
+    times: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+    for name in ("optimize", "inspect", "passes", "compare"):
+        assert name in shown
+
+
+@pytest.mark.parametrize("command", [(), ("optimize",), ("inspect",), ("passes",), ("compare",)])
+def test_every_command_has_help(run: Any, command: tuple[str, ...]) -> None:
+    got = run(*command, "--help")
+    assert (got.code, got.err) == (0, "")
+    assert got.out.startswith("Usage: onnxcomp")
+
+
+def test_version(run: Any) -> None:
+    got = run("--version")
+    assert got.code == 0
+    assert got.out.startswith("onnxcomp 0.")
