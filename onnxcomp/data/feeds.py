@@ -65,12 +65,10 @@ class Feeds(ABC):
         """
         return self._read_labels()
 
-    @property
-    def divisible(self) -> bool:
-        """Whether a batch may be cut along its first axis: all inputs share one free batch axis."""
-        axes = {i.shape[0] if i.shape else i.name for i in self.inputs}
+    def _divisible(self, batch: Batch) -> bool:
+        """Whether a feed may be cut along its first axis: free for all inputs, and as long for one as for the other."""
         free = all(i.shape != () and i.fixed_batch is None for i in self.inputs)
-        return free and (len(self.inputs) == 1 or (len(axes) == 1 and None not in axes))
+        return free and len({values.shape[:1] for values in batch.values()}) == 1
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield feeds, input name to array, each as large as the model's batch axis allows.
@@ -90,19 +88,21 @@ class Feeds(ABC):
             if left <= 0:
                 return
             rows = batch_rows(batch, self.inputs)
-            yield {k: v[:left] for k, v in batch.items()} if rows > left and self.divisible else batch
+            yield {k: v[:left] for k, v in batch.items()} if rows > left and self._divisible(batch) else batch
             left -= rows
 
     def first(self, count: int = 1) -> Batch:
-        """Return one feed of the first `count` samples, repeated where there are fewer; for timing.
+        """Return one feed of the first `count` samples of one shape, repeated where there are fewer; for timing.
 
         A model with a fixed batch gets its own first batch, whatever `count` is.
         """
-        if not self.divisible:
-            return next(self._stream())
         taken: list[Batch] = []
         for batch in self.batches(count):
+            if taken and _trailing(batch) != _trailing(taken[0]):
+                break
             taken.append(batch)
+            if not self._divisible(batch):
+                return taken[0]
         joined = {k: np.concatenate([b[k] for b in taken]) for k in taken[0]}
         return {k: np.resize(v, (count, *v.shape[1:])) if len(v) < count else v for k, v in joined.items()}
 
@@ -136,6 +136,11 @@ def batch_rows(batch: Batch, inputs: tuple[ModelInput, ...]) -> int:
     """Return the number of samples in a feed: the extent of its first input's first axis, 1 for a scalar."""
     array = batch[inputs[0].name]
     return array.shape[0] if array.ndim else 1
+
+
+def _trailing(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Shapes without the first axis; a function may yield images of changing size."""
+    return {name: values.shape[1:] for name, values in batch.items()}
 
 
 def rows_per_batch(shapes: list[tuple[int, ...]], itemsizes: list[int]) -> int:

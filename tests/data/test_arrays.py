@@ -92,6 +92,12 @@ def test_first_cuts_repeats_or_keeps_the_fixed_batch(model_of: ModelOf) -> None:
     np.testing.assert_array_equal(fixed.first(1)["x"], x[:2])
 
 
+def test_batch_axes_of_other_names_are_cut_together(model_of: ModelOf) -> None:
+    feeds = open_feeds({"a": np.arange(40.0)[:, None], "b": -np.arange(40.0)}, model_of(a=["N", 1], b=[None]))
+    assert {k: v.tolist() for k, v in feeds.first(2).items()} == {"a": [[0], [1]], "b": [0, -1]}
+    assert [len(b["b"]) for b in feeds.batches(33)] == [32, 1]
+
+
 def test_inputs_with_initializers_need_no_data(model_of: ModelOf) -> None:
     model = model_of(x=["N", 2], bias=[2])
     bias = next(v for v in model.graph.inputs if v.name == "bias")

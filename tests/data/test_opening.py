@@ -81,6 +81,12 @@ def test_functions_may_yield_bare_arrays(model_of: ModelOf) -> None:
     assert len(open_feeds(feeds, model_of(x=["N", 2]))) == 3
 
 
+def test_first_of_images_of_changing_size(model_of: ModelOf) -> None:
+    feeds = open_feeds(lambda: [{"x": np.zeros((1, k))} for k in (2, 2, 5)], model_of(x=["N", "W"]))
+    assert len(feeds) == 3
+    assert feeds.first(1)["x"].shape == (1, 2) and feeds.first(3)["x"].shape == (3, 2)
+
+
 class Once:
     """Yields its feeds to the first caller only."""
 
