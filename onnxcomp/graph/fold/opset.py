@@ -150,18 +150,14 @@ def _restore_nodes(old: ir.Graph, new: ir.Graph) -> None:
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH and name in before.attributes:
                 _restore_graph(before.attributes[name].as_graph(), attribute.as_graph())
-    for node in added:
-        _name_added(node)
+    for node in reversed(added):  # an added node feeds the one it serves, or ends a group under the old node's output
+        _name_added(node, by_output.get(node.outputs[0].name))
 
 
-def _name_added(node: ir.Node) -> None:
-    """Call an added node after the one it feeds or, at the end of a group, the one that feeds it."""
+def _name_added(node: ir.Node, before: ir.Node | None) -> None:
+    """Call a node that the converter added after the node of the user's model that it serves."""
     output = node.outputs[0]
-    near = [use.node for use in output.uses()] + [
-        p for v in node.inputs if v is not None and (p := v.producer()) is not None
-    ]
-    host = next((n for n in near if n.name), None)
-    if host is None or node.name:
-        return
-    node.name = f"{host.name}.{node.op_type}.{output.name}"
-    node.metadata_props[ORIGIN] = origin_of(host)
+    host = before if before is not None else next((use.node for use in output.uses()), None)
+    if host is not None and not node.name:
+        node.metadata_props[ORIGIN] = origin_of(host)
+        node.name = f"{origin_of(host)}.{node.op_type}.{output.name}"
