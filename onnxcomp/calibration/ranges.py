@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from onnxcomp.data import Feeds
 from onnxcomp.errors import DataError
-from onnxcomp.numeric.histogram import Histogram
+from onnxcomp.numeric.histogram import SAMPLE, Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.runtime.activations import Tap
 
 __all__ = ["Range", "collect_histograms", "collect_means", "collect_ranges"]
 
+# From so many values of a tensor on, what more batches bring is thinned out further.
+_PLENTY = 10 * SAMPLE
 # What a batch's activations may take. ORT's own buffers and the arena's slack come on top of it.
 _BATCH_BYTES = 32 << 20
 
@@ -65,14 +67,15 @@ def collect_histograms(
 ) -> dict[str, Histogram]:
     """Return each tensor's histogram over the data: what every rule of :func:`collect_ranges` reads.
 
-    Minimum and maximum are exact. Of a tensor with more than 200,000 values in a batch the histogram holds a regular
-    sample (:meth:`onnxcomp.numeric.histogram.Histogram.add`), the same at every run. Arguments and errors as there.
+    Minimum and maximum are exact. Of a tensor with more than 200,000 values in a batch (50,000 once two million were
+    seen) the histogram holds a regular, weighted sample (:meth:`onnxcomp.numeric.histogram.Histogram.add`), the same
+    at every run. Arguments and errors as there.
     """
     histograms = {name: Histogram() for name in tensors}
     for number, values in _batches(model, list(histograms), feeds, threads, limit):
         for name, histogram in histograms.items():
             try:
-                histogram.add(values[name], offset=number)
+                histogram.add(values[name], sample=SAMPLE if histogram.total < _PLENTY else SAMPLE // 4, offset=number)
             except ValueError as error:
                 raise DataError(_bad_values(model, name, str(error), number)) from error
     for name, histogram in histograms.items():
