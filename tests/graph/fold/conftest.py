@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ def _session(model: ir.Model) -> ort.InferenceSession:
 
 
 def _signature(model: ir.Model, session: ort.InferenceSession) -> list[tuple[str, str, str]]:
-    """Names and types as the runtime sees them, shapes as the file declares them (the runtime reports what it infers)."""
+    """Names and types as the runtime sees them, shapes as the file declares them."""
     declared = {v.name: str(v.shape) for v in (*model.graph.inputs, *model.graph.outputs)}
     ports = (*session.get_inputs(), *session.get_outputs(), *session.get_overridable_initializers())
     return [(p.name, p.type, declared[p.name]) for p in ports]
@@ -52,8 +53,8 @@ def _feeds(session: ort.InferenceSession, free: int) -> dict[str, NDArray[np.gen
     return feeds
 
 
-def _assert_close(wanted: list[NDArray[np.generic]], got: list[NDArray[np.generic]], tolerance: float) -> None:
-    for a, b in zip(wanted, got, strict=True):
+def _assert_close(wanted: Sequence[Any], got: Sequence[Any], tolerance: float) -> None:
+    for a, b in zip(map(np.asarray, wanted), map(np.asarray, got), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         x, y = a.astype(np.float64), b.astype(np.float64)
         assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(x)

@@ -54,7 +54,7 @@ def test_batch_normalization_into_convolution(
     (node,) = model.graph
     assert log.lines == ("removed 4 unused initializers", "conv: absorbed BatchNormalization bn")
     assert (node.name, node.metadata_props["mine"], node.outputs[0].name) == ("conv", "kept", "y")
-    assert [v.name for v in node.inputs] == ["x", "w", "b" if bias else "conv.bias"]
+    assert [v.name for v in node.inputs if v is not None] == ["x", "w", "b" if bias else "conv.bias"]
     assert set(model.graph.initializers) == {"w", "b" if bias else "conv.bias"}
 
 
@@ -165,7 +165,7 @@ def test_a_chain_is_absorbed_in_order(build: Build, check: Check) -> None:
         f"""g (float[N,4,6,6] x) => (float[N,8,4,4] z) {{
           [conv] c = Conv(x, w) [bn] {BN} [twice] m = Mul(y, k) [up] s = Add(m, k) z = Relu(s) }}""",
         w=normal(8, 4, 3, 3),
-        k=np.float32([2.0]),
+        k=np.array([2.0], np.float32),
         **moments(8),
     )
     log = check(model)
@@ -193,7 +193,7 @@ def test_an_initializer_that_serves_as_weight_and_operand_is_shared(build: Build
         (f"[conv] c = Conv(x, w) [bn] {BN} z = Relu(c)", None),
         ("[conv] z = Conv(x, w) y = BatchNormalization(z, gamma, beta, mean, var)", None),
         (
-            "[conv] c = Conv(x, w) y, m, v = BatchNormalization<training_mode=1>(c, gamma, beta, mean, var) z = Relu(c)",
+            "[conv] c = Conv(x, w) y, m, v = BatchNormalization<training_mode=1>(c, gamma, beta, mean, var) z = Abs(y)",
             None,
         ),
     ],
@@ -240,7 +240,7 @@ def test_nan_and_inf_are_refused(build: Build, bad: float, name: str) -> None:
 @pytest.mark.parametrize("scale", [1e5, 1e-7])
 def test_half_precision_that_overflows_or_underflows_is_refused(build: Build, scale: float) -> None:
     model = build(
-        "g (float16[N,4,6,6] x) => (float16[N,8,4,4] y) { [conv] c = Conv(x, w) y = BatchNormalization(c, g, b, b, v) }",
+        "g (float16[N,4,6,6] x) => (float16[N,8,4,4] y) { c = Conv(x, w) y = BatchNormalization(c, g, b, b, v) }",
         w=normal(8, 4, 3, 3, dtype=np.float16) if scale > 1 else (normal(8, 4, 3, 3) * 1e-3).astype(np.float16),
         g=np.full(8, min(scale, 6e4) if scale > 1 else 1e-4, np.float16),
         b=np.zeros(8, np.float16),
@@ -268,7 +268,8 @@ def test_inside_a_branch(build: Build, check: Check) -> None:
     model = build(
         f"""g (float[N,4,6,6] x, bool t) => (float[N,8,4,4] o) {{ o = If(t) <
           then_branch = a () => (float[N,8,4,4] y) {{ [conv] c = Conv(x, w) {BN} }},
-          else_branch = b () => (float[N,8,4,4] z) {{ k = Constant<value_float=2.0>() d = Conv(x, v) z = Mul(d, k) }}> }}""",
+          else_branch = b () => (float[N,8,4,4] z) {{
+            k = Constant<value_float=2.0>() d = Conv(x, v) z = Mul(d, k) }}> }}""",
         w=normal(8, 4, 3, 3),
         v=normal(8, 4, 3, 3),
         **moments(8),
@@ -283,7 +284,7 @@ def test_a_reader_inside_a_branch_is_not_absorbed(build: Build, check: Check) ->
           then_branch = a () => (float[N,8,4,4] y) { y = Mul(c, k) },
           else_branch = b () => (float[N,8,4,4] z) { z = Conv(x, w) }> }""",
         w=normal(8, 4, 3, 3),
-        k=np.float32([2.0]),
+        k=np.array([2.0], np.float32),
     )
     check(model, free=(2, 3, 4, 5))
     assert sorted(n.op_type for n in model.graph.all_nodes()) == ["Conv", "Conv", "If", "Mul"]
@@ -292,7 +293,7 @@ def test_a_reader_inside_a_branch_is_not_absorbed(build: Build, check: Check) ->
 def test_a_weight_that_is_computed_stays(build: Build, check: Check) -> None:
     model = build(
         "g (float[N,4,6,6] x, float[8,4,3,3] w) => (float[N,8,4,4] y) { c = Conv(x, w) y = Mul(c, k) }",
-        k=np.float32([2.0]),
+        k=np.array([2.0], np.float32),
     )
     check(model)
     assert ops(model) == ["Conv", "Mul"]

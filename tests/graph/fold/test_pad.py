@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from onnxcomp.graph.fold import Log
 
@@ -12,7 +14,7 @@ Build = Callable[..., ir.Model]
 Check = Callable[..., Log]
 
 
-def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def ints(*values: int) -> NDArray[np.int64]:
     return np.array(values, np.int64)
 
 
@@ -40,13 +42,13 @@ def test_zero_pad_into_conv(build: Build, check: Check, conv: str, pads: tuple[i
 
 def test_axes_and_value_as_inputs(build: Build, check: Check) -> None:
     text = '<ir_version: 8, opset_import: ["" : 18]> ' + HEAD + " { p = Pad(x, k, zero, axes) y = Conv(p, w) }"
-    check(model := build(text, k=ints(1, 2), zero=np.float32(0), axes=ints(-1), w=W))
+    check(model := build(text, k=ints(1, 2), zero=np.array(0, np.float32), axes=ints(-1), w=W))
     assert [list(n.attributes.get_ints("pads", ())) for n in model.graph] == [[0, 1, 0, 2]]
 
 
 def test_one_pad_for_two_convs_and_a_pad_of_a_pad(build: Build, check: Check) -> None:
     model = build(
-        f"{HEAD[:-1]}, float[N,2,A,B] z) {{ q = Pad(x, k) p = Pad(q, k) y = Conv(p, w) z = Conv<strides=[2,2]>(p, w) }}",
+        HEAD[:-1] + ", float[N,2,A,B] z) { q = Pad(x, k) p = Pad(q, k) y = Conv(p, w) z = Conv<strides=[2,2]>(p, w) }",
         k=ints(0, 0, 1, 1, 0, 0, 1, 1),
         w=W,
     )
@@ -71,10 +73,10 @@ def test_a_pad_that_is_read_elsewhere_stays_for_the_others(build: Build, check: 
         ('Pad<mode="reflect">(x, k)', {}),
         ("Pad(x, one_k)", {"one_k": ints(0, 0, 1, 1, 0, 0, -1, 1)}),
         ("Pad(x, channels)", {"channels": ints(0, 1, 0, 0, 0, 0, 0, 0)}),
-        ("Pad(x, k, one)", {"one": np.float32(1)}),
+        ("Pad(x, k, one)", {"one": np.array(1, np.float32)}),
     ],
 )
-def test_other_pads_stay(build: Build, check: Check, pad: str, extra: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_other_pads_stay(build: Build, check: Check, pad: str, extra: dict[str, NDArray[Any]]) -> None:
     weight = np.ones((2, 4, 3, 3), np.float32) if "channels" in extra else W
     model = build(f"{HEAD} {{ p = {pad} y = Conv(p, w) }}", k=ints(0, 0, 1, 1, 0, 0, 1, 1), w=weight, **extra)
     log = check(model)
@@ -83,7 +85,7 @@ def test_other_pads_stay(build: Build, check: Check, pad: str, extra: dict[str, 
 
 def test_same_padding_of_an_unknown_size_stays(build: Build, check: Check) -> None:
     model = build(
-        'g (float[1,3,H,V] x) => (float[1,2,A,B] y) { p = Pad(x, k) y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(p, w) }',
+        'g (float[1,3,H,V] x) => (float[1,2,A,B] y) { p = Pad(x, k) y = Conv<auto_pad="SAME_UPPER">(p, w) }',
         k=ints(0, 0, 1, 1, 0, 0, 1, 1),
         w=W,
     )

@@ -15,10 +15,10 @@ from onnxcomp.graph.fold import fold
 
 MODELS = Path(__file__).parents[4] / "shared" / "models"
 FREE = {"sequence": 512}  # sizes of named dimensions; every other one is 2
-NAMES = """deeplabv3_mnv2_dm05_pascal fastestdet_coco mnist_8 mobilenet_v1_050_160_imagenet mobilenet_v2_100_224_imagenet
-    mobilenet_v2_cifar10_int8_qop resnet20_bn_cifar10 resnet20_cifar10 resnet32_cifar10 resnet8_cifar10 silero_vad_16k
-    squeezenet1_1_imagenet ultraface_rfb320 unet_sed vit_pgd_2_3_16_cifar10 vnncomp_unet_upsample vww_mobilenet_v1_025_96
-    yolox_nano_coco"""
+NAMES = """deeplabv3_mnv2_dm05_pascal fastestdet_coco mnist_8 mobilenet_v1_050_160_imagenet
+    mobilenet_v2_100_224_imagenet mobilenet_v2_cifar10_int8_qop resnet20_bn_cifar10 resnet20_cifar10
+    resnet32_cifar10 resnet8_cifar10 silero_vad_16k squeezenet1_1_imagenet ultraface_rfb320 unet_sed
+    vit_pgd_2_3_16_cifar10 vnncomp_unet_upsample vww_mobilenet_v1_025_96 yolox_nano_coco"""
 
 pytestmark = [
     pytest.mark.realdata,
