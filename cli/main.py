@@ -44,16 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
     try:
-        code = cli.main(given, prog_name="onnxcomp", standalone_mode=False)
+        # Not cli.main(): that would turn Ctrl-C and a closed pipe into exit codes of its own.
+        with cli.make_context("onnxcomp", given) as context:
+            cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as done:  # --help and --version
+        sys.stdout.flush()
+        return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return _BAD_CALL
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f"\nsee {context.command_path} --help" if context is not None else ""
+        wrong = getattr(error, "ctx", None)
+        hint = f"\nsee {wrong.command_path} --help" if wrong is not None else ""
         return _fail(error.format_message() + hint, _BAD_CALL, debug)
     except OnnxcompError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was written", _INTERRUPTED, debug)
+        return _fail("interrupted; no file was left half-written", _INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of stdout left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -61,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = next(iter(str(error).splitlines()), "")
         advice = "" if debug else "\nthis is a bug in onnxcomp; run again with --debug for the traceback"
         return _fail(f"internal error: {type(error).__name__}: {reason}{advice}", _INTERNAL, debug)
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

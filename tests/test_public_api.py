@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,16 @@ def test_exit_codes_follow_the_tree(name: str) -> None:
     error = getattr(errors, name)
     expected = 2 if issubclass(error, errors.InputError) else 1 if error is errors.GateFailure else 3
     assert error.exit_code == expected
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_the_runtime_leaves_nothing_behind(tmp_path: Path, asked: str | None) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    if asked is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = asked
+    code = "import onnxcomp, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (asked or "1")
+    if asked is None:
+        assert list(tmp_path.iterdir()) == []

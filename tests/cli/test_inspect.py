@@ -126,3 +126,15 @@ def test_version(run: Any) -> None:
     got = run("--version")
     assert got.code == 0
     assert got.out.startswith("onnxcomp 0.")
+
+
+def test_no_command_shows_help_as_a_wrong_call(run: Any) -> None:
+    got = run()
+    assert (got.code, got.out) == (2, "")
+    assert got.err.startswith("Usage: onnxcomp")
+
+
+def test_an_unknown_command(run: Any) -> None:
+    got = run("optimise")
+    assert got.code == 2
+    assert "No such command 'optimise'" in got.err
