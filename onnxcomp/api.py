@@ -114,7 +114,14 @@ def optimize(
     folded = (*((raised,) if raised else ()), *fold(start))
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
-            aim, Path(folder), objective=objective, data=feeds, stand_in=stand_in, seed=seed, threads=threads, exclude=tuple(exclude)
+            aim,
+            Path(folder),
+            objective=objective,
+            data=feeds,
+            stand_in=stand_in,
+            seed=seed,
+            threads=threads,
+            exclude=tuple(exclude),
         )
         plan = Plan(chosen, tuple(tuple(o) for o in overrides), None if replay is None else tuple(replay), progress)
         measured = scored or feeds or stand_in
@@ -130,7 +137,7 @@ def optimize(
         synthetic=feeds is None,
         folded=folded,
         steps=steps,
-        before=_snapshot(original, before),
+        before=replace(_snapshot(original, before), cost=model_cost(start)),
         after=_snapshot(final, after),
         speedup=speedup,
         fates=fusion_proof(final) if aim.host else (),
@@ -153,7 +160,12 @@ def _passes(passes: str | Sequence[Pass | str]) -> tuple[Pass, ...]:
 
 
 def _calibration(
-    model: ir.Model, data: Any, preprocess: Preprocess | None, shapes: Mapping[str, tuple[int, ...]] | None, required: bool, seed: int
+    model: ir.Model,
+    data: Any,
+    preprocess: Preprocess | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    required: bool,
+    seed: int,
 ) -> tuple[Feeds | None, Feeds | None, list[str]]:
     """Real feeds, or synthetic ones and the words that say so; both None where no shape is known to make any."""
     if data is not None:
@@ -165,6 +177,8 @@ def _calibration(
     try:
         return None, synthetic_feeds(model, seed, shapes=shapes), []
     except DataError as error:
+        if shapes:  # what the user wrote is wrong, and is not passed over
+            raise
         return None, None, [f"no synthetic data could be made, nothing is timed: {error}"]
 
 
@@ -172,7 +186,11 @@ def _overlap_warning(feeds: Feeds | None, scored: Feeds | None) -> list[str]:
     if feeds is None or scored is None:
         return []
     shared = overlap(feeds, scored)
-    return [f"{shared} samples are in both the calibration and the evaluation data; the accuracy is too good"] if shared else []
+    return (
+        [f"{shared} samples are in both the calibration and the evaluation data; the accuracy is too good"]
+        if shared
+        else []
+    )
 
 
 def _qualities(
@@ -203,8 +221,18 @@ def _recipe(
     max_drop: float | None,
     min_sqnr: float | None,
 ) -> dict[str, object]:
-    recipe: dict[str, object] = {"passes": [spec_of(p) for p in passes], "target": target, "objective": objective, "seed": seed}
-    optional = {"exclude": list(exclude), "max_drop": max_drop, "min_sqnr": min_sqnr, "threads": threads if threads != 1 else None}
+    recipe: dict[str, object] = {
+        "passes": [spec_of(p) for p in passes],
+        "target": target,
+        "objective": objective,
+        "seed": seed,
+    }
+    optional = {
+        "exclude": list(exclude),
+        "max_drop": max_drop,
+        "min_sqnr": min_sqnr,
+        "threads": threads if threads != 1 else None,
+    }
     recipe.update({k: v for k, v in optional.items() if v not in (None, [])})
     return recipe
 

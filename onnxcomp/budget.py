@@ -41,5 +41,7 @@ class Budget:
         if self.min_sqnr is not None:
             worst = min(after.sqnr.values(), default=float("inf"))
             if worst < self.min_sqnr:
-                out.append(f"the worst output has an SQNR of {worst:.1f} dB, less than the {self.min_sqnr:g} dB asked for")
+                out.append(
+                    f"the worst output has an SQNR of {worst:.1f} dB, less than the {self.min_sqnr:g} dB asked for"
+                )
         return tuple(out)

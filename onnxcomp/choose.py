@@ -131,7 +131,12 @@ def _new_gram(site: Site, context: Context) -> PatchGram:
     dimension = site.weight[0].size
     positions = max(int(_GRAM_FLOPS / dimension**2), 10 * dimension)
     return PatchGram(
-        site.geometry, site.channels_in, site.channels_out, max_total=positions, samples=_samples(context), seed=context.seed
+        site.geometry,
+        site.channels_in,
+        site.channels_out,
+        max_total=positions,
+        samples=_samples(context),
+        seed=context.seed,
     )
 
 
@@ -154,7 +159,9 @@ def _choose(site: Site, candidates: Sequence[Candidate], opset: int, context: Co
         return _fewest_macs(site, candidates, costs)
     best = max(range(len(costs)), key=lambda i: speedups[i])
     if speedups[best] < PAYS:
-        return Skip(site.name, f"does not pay: {candidates[best].summary} runs at {speedups[best]:.2f}x of the original's speed")
+        return Skip(
+            site.name, f"does not pay: {candidates[best].summary} runs at {speedups[best]:.2f}x of the original's speed"
+        )
     return _Choice(candidates[best], costs[best], speedups[best])
 
 

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from onnxcomp.graph.sites import Site
     from onnxcomp.targets.target import Target
 
-__all__ = ["Candidate", "Change", "Context", "Objective", "Override", "Pass", "PassReport", "Saves", "SitePass", "Skip", "Value"]
+__all__ = [
+    "Candidate",
+    "Change",
+    "Context",
+    "Objective",
+    "Override",
+    "Pass",
+    "PassReport",
+    "Saves",
+    "SitePass",
+    "Skip",
+    "Value",
+]
 
 Value = str | int | float | bool
 Objective = Literal["latency", "size", "macs"]

@@ -73,7 +73,14 @@ def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Shape of a constant operand, seen through DequantizeLinear and the like; None where it is not constant."""
     while value is not None and value.const_value is None:
         producer = value.producer()
-        if producer is None or producer.op_type not in ("DequantizeLinear", "Cast", "Mul", "Add", "Identity", "Reshape"):
+        if producer is None or producer.op_type not in (
+            "DequantizeLinear",
+            "Cast",
+            "Mul",
+            "Add",
+            "Identity",
+            "Reshape",
+        ):
             return None
         value = producer.inputs[0]
     if value is None or value.const_value is None:

@@ -96,9 +96,7 @@ class PipelineReport:
     @property
     def choices(self) -> tuple[Choices, ...]:
         """For each step, the resolved options of every site it rewrote; with the recipe they replay the run."""
-        return tuple(
-            {c.site: dict(c.choice) for c in step.report.changes} if step.kept else {} for step in self.steps
-        )
+        return tuple({c.site: dict(c.choice) for c in step.report.changes} if step.kept else {} for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,10 @@ def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tu
         return None, ""
     floor = 1.0 if item.saves == "latency" else _BYTES_MAY_COST
     if speedup.ratio < floor:
-        return speedup, f"slower: {speedup.ratio:.2f}x of the speed before (95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
+        return (
+            speedup,
+            f"slower: {speedup.ratio:.2f}x of the speed before (95 % interval {speedup.low:.2f} to {speedup.high:.2f})",
+        )
     return speedup, ""
 
 

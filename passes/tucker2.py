@@ -121,22 +121,32 @@ class Tucker2(SitePass):
         full = weights[0].shape[1], weights[0].shape[0]
         if self.ranks is not None:
             sides = _sides(self.ranks, weights[0])
-            return Skip(site.name, f"ranks {self.ranks} reach the full {full[0]}x{full[1]}") if sides == (None, None) else sides
+            return (
+                Skip(site.name, f"ranks {self.ranks} reach the full {full[0]}x{full[1]}")
+                if sides == (None, None)
+                else sides
+            )
         block = _BLOCK if context.objective == "latency" else 1
         if self.keep is not None:
             kept = keep_ranks(
-                *full, site.geometry.kernel, *_positions(site), self.keep, block, spectra, transposed=site.geometry.transposed
+                *full,
+                site.geometry.kernel,
+                *_positions(site),
+                self.keep,
+                block,
+                spectra,
+                transposed=site.geometry.transposed,
             )
             return kept or Skip(site.name, f"no ranks in steps of {block} keep {self.keep:g} of the MACs or less")
         raw = self._rule(weights, spectra)
         if 0 in raw:
             return Skip(site.name, f"{self.rank} finds nothing to keep (rank 0)")
-        rounded = round_rank(raw[0], block, full[0], up=True), round_rank(raw[1], block, full[1], up=True)
-        for ranks in (rounded, raw):
-            sides = _sides(f"{ranks[0]}x{ranks[1]}", weights[0])
-            if _work(site, weights[0], sides) < _work(site, weights[0], (None, None)):
-                return sides
-        return Skip(site.name, f"no gain: rank {raw[0]}x{raw[1]} of {full[0]}x{full[1]} is past break-even")
+        ranks = tuple(round_rank(r, block, f, up=True) for r, f in zip(raw, full, strict=True))
+        sides = _sides(f"{ranks[0]}x{ranks[1]}", weights[0])
+        if _work(site, weights[0], sides) < _work(site, weights[0], (None, None)):
+            return sides
+        what = f"rank {raw[0]}x{raw[1]}" + (f", in steps of {block} {ranks[0]}x{ranks[1]}," if ranks != raw else "")
+        return Skip(site.name, f"no gain: {what} of {full[0]}x{full[1]} is past break-even")
 
     def _rule(self, weights: list[Weight], spectra: Spectra) -> tuple[int, int]:
         """Ranks (input, output) before rounding, the largest over the groups."""
@@ -162,7 +172,7 @@ def _group_weights(site: Site) -> list[Weight]:
 
 
 def _with_targets(gram: PatchGram, site: Site, weights: list[Weight]) -> list[Moments]:
-    bias = np.zeros(site.channels_out) if site.bias is None else site.bias
+    bias = np.zeros(site.channels_out) if site.bias is None else site.bias.astype(np.float64)
     biases = np.split(bias, site.geometry.group)
     return [
         m if m.has_targets else m.with_weight(w, b) for m, w, b in zip(gram.moments(), weights, biases, strict=True)
@@ -199,7 +209,12 @@ def _positions(site: Site) -> tuple[int, int]:
 
 def _work(site: Site, weight: Weight, ranks: Ranks) -> int:
     return tucker2_macs(
-        weight.shape[1], weight.shape[0], site.geometry.kernel, *ranks, *_positions(site), transposed=site.geometry.transposed
+        weight.shape[1],
+        weight.shape[0],
+        site.geometry.kernel,
+        *ranks,
+        *_positions(site),
+        transposed=site.geometry.transposed,
     )
 
 

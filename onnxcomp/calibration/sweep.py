@@ -70,7 +70,9 @@ class Sweep:
         memory: Bytes of activations kept in memory before spilling.
     """
 
-    def __init__(self, original: ir.Model, current: ir.Model, feeds: Feeds, workdir: Path, memory: int = 1 << 30) -> None:
+    def __init__(
+        self, original: ir.Model, current: ir.Model, feeds: Feeds, workdir: Path, memory: int = 1 << 30
+    ) -> None:
         self._original, self._current = original, current
         self._feeds, self._workdir, self._allowance = feeds, workdir, [memory]
         self._inputs = [v.name or "" for v in original.graph.inputs]

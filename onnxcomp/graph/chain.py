@@ -56,7 +56,8 @@ def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]
     dilations = _ints(link, "dilations", (1,) * rank)
     pads = _ints(link, "pads", (0,) * (2 * rank))
     out = tuple(
-        (size + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1 for a, size in enumerate(source)
+        (size + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1
+        for a, size in enumerate(source)
     )
     return out, prod(out)
 

@@ -31,7 +31,9 @@ class Link:
     role: str
     op_type: str
     constants: tuple[NDArray[np.generic], ...] = ()
-    attributes: Mapping[str, int | float | str | tuple[int, ...]] = field(default_factory=dict[str, "int | float | str | tuple[int, ...]"])
+    attributes: Mapping[str, int | float | str | tuple[int, ...]] = field(
+        default_factory=dict[str, "int | float | str | tuple[int, ...]"]
+    )
     inputs: tuple[str, ...] = ()
 
 
@@ -71,7 +73,9 @@ def origin_of(node: ir.Node) -> str:
     return (node.outputs[0].name or "") if node.outputs else ""
 
 
-def replace_by_chain(node: ir.Node, chain: Sequence[Link], pass_name: str, taken: set[str] | None = None) -> list[ir.Node]:
+def replace_by_chain(
+    node: ir.Node, chain: Sequence[Link], pass_name: str, taken: set[str] | None = None
+) -> list[ir.Node]:
     """Replace `node` in its graph by `chain`; the last link writes the node's output value under its old name.
 
     Weight initializers of the old node that nobody else uses are removed. Every new node carries where it came from.
@@ -100,7 +104,12 @@ def replace_by_chain(node: ir.Node, chain: Sequence[Link], pass_name: str, taken
             add_initializer(graph, unique_name(graph, f"{base}.{link.role}.{kind}", names), array)
             for kind, array in zip(_kinds(len(link.constants)), link.constants, strict=True)
         ]
-        new = ir.node(link.op_type, [*inputs, *constants], attributes=_attributes(link.attributes), name=unique_name(graph, f"{base}.{link.role}", names))
+        new = ir.node(
+            link.op_type,
+            [*inputs, *constants],
+            attributes=_attributes(link.attributes),
+            name=unique_name(graph, f"{base}.{link.role}", names),
+        )
         new.outputs[0].name = unique_name(graph, f"{node.outputs[0].name}.{link.role}", names)
         new.outputs[0].type = node.outputs[0].type
         new.metadata_props.update(node.metadata_props)
@@ -116,7 +125,12 @@ def replace_by_chain(node: ir.Node, chain: Sequence[Link], pass_name: str, taken
 def drop_unused(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
     """Remove those of `values` that are initializers which nothing uses and that are no graph inputs or outputs."""
     for value in values:
-        if value.name in graph.initializers and not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        if (
+            value.name in graph.initializers
+            and not value.uses()
+            and not value.is_graph_output()
+            and not value.is_graph_input()
+        ):
             del graph.initializers[value.name]
 
 
@@ -124,5 +138,7 @@ def _kinds(count: int) -> tuple[str, ...]:
     return ("weight", "bias", *(f"constant{i}" for i in range(2, count)))[:count]
 
 
-def _attributes(attributes: Mapping[str, int | float | str | tuple[int, ...]]) -> dict[str, int | float | str | list[int]]:
+def _attributes(
+    attributes: Mapping[str, int | float | str | tuple[int, ...]],
+) -> dict[str, int | float | str | list[int]]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}

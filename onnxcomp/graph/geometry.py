@@ -63,6 +63,12 @@ class Geometry:
         """A 1x1 node of the same number of axes and groups: no stride, dilation or pads."""
         ones = (1,) * self.rank
         return replace(
-            self, kernel=ones, strides=ones, dilations=ones, pads=(0,) * (2 * self.rank), output_padding=(),
-            auto_pad="NOTSET", transposed=False,
+            self,
+            kernel=ones,
+            strides=ones,
+            dilations=ones,
+            pads=(0,) * (2 * self.rank),
+            output_padding=(),
+            auto_pad="NOTSET",
+            transposed=False,
         )

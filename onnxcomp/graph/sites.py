@@ -168,7 +168,9 @@ def _site(node: ir.Node, name: str) -> Site:
         kind="ConvTranspose" if node.op_type == "ConvTranspose" else "Conv",
         weight=weight.const_value.numpy(),
         bias=None if bias is None or bias.const_value is None else bias.const_value.numpy(),
-        geometry=geometry_of(node, tuple(int(d) for d in weight.const_value.shape.numpy()), static_shape(node.inputs[0])),
+        geometry=geometry_of(
+            node, tuple(int(d) for d in weight.const_value.shape.numpy()), static_shape(node.inputs[0])
+        ),
         input_shape=static_shape(node.inputs[0]),
         output_shape=static_shape(node.outputs[0]),
     )
@@ -197,7 +199,9 @@ def geometry_of(node: ir.Node, weight_shape: tuple[int, ...], input_shape: Shape
             pads = _same_pads([s for s in sizes if s is not None], kernel, strides, dilations, auto_pad == "SAME_UPPER")
             auto_pad = "NOTSET"
     output_padding = tuple(attributes.get_ints("output_padding", (0,) * rank)) if transposed else ()
-    return Geometry(kernel, strides, dilations, pads, attributes.get_int("group", 1), output_padding, auto_pad, transposed)
+    return Geometry(
+        kernel, strides, dilations, pads, attributes.get_int("group", 1), output_padding, auto_pad, transposed
+    )
 
 
 def _same_pads(
