@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 __all__ = ["count", "decibels", "percent", "printable", "ratio", "size"]
 
 _KILO = 1024
@@ -11,9 +9,7 @@ _KILO = 1024
 
 def printable(text: str) -> str:
     """Return the text with control and format characters spelled out, so that a name cannot steer a terminal."""
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else _spelled(c) for c in text
-    )
+    return "".join(c if c == "\n" or c.isprintable() else _spelled(c) for c in text)
 
 
 def _spelled(character: str) -> str:

@@ -1,0 +1,188 @@
+"""Tables in the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from onnxcomp.contract import PassReport, Skip
+from onnxcomp.errors import InputError, OutputError
+from onnxcomp.pipeline import PipelineReport
+from onnxcomp.report.markdown import to_markdown
+from onnxcomp.report.schema import report_document
+from onnxcomp.report.terminal import print_report
+from onnxcomp.report.view import view
+from onnxcomp.report.webpage import to_html
+from onnxcomp.report.writing import check_report_path, write_report
+
+HOSTILE = '<script>alert("1")</script> |a| `b` **c** [d](http://e) \x1b[31m [red]f[/] &amp; @g #h\nnext \u202e'
+
+
+@pytest.fixture
+def hostile(report: PipelineReport) -> PipelineReport:
+    """The report with a name from hell in every place where names go."""
+    step = report.steps[0]
+    change = replace(step.report.changes[0], site=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE})
+    worse = PassReport((change,), (Skip(HOSTILE, HOSTILE),), (HOSTILE,))
+    fate = replace(report.fates[0], node=HOSTILE, reason=HOSTILE)
+    return replace(
+        report,
+        steps=(replace(step, report=worse),),
+        fates=(fate,),
+        warnings=(HOSTILE,),
+        failures=(HOSTILE,),
+        folded=(HOSTILE,),
+        data=HOSTILE,
+    )
+
+
+def printed(report: PipelineReport, width: int = 160) -> str:
+    out = io.StringIO()
+    print_report(report_document(report), Console(file=out, width=width, highlight=False, force_terminal=False))
+    return out.getvalue()
+
+
+def test_the_terminal_starts_with_the_headline_and_shows_what_matters(report: PipelineReport) -> None:
+    lines = printed(report).splitlines()
+    assert lines[0] == "top-1 accuracy 92.60 % -> 92.30 % (-0.30 points) on 2,000 samples"
+    assert lines[1] == "failed: top-1 drops 0.30 points, more than the 0.1 allowed"
+    rows = [" ".join(line.split()) for line in lines]
+    for row in (
+        "file size 977 KB 244 KB 4.00x",
+        "parameters 1 k 250 4.00x",
+        "MACs 5 M 1 M 5.00x",
+        "latency 4 ms 2 ms 2.00x (1.90 to 2.10)",
+        "top-1 accuracy 92.60 % 92.30 % -0.30 points",
+        "SQNR of y 31.2 dB cosine 0.999100",
+        "SQNR of z exact cosine 1.000000",
+        "tucker2(keep=0.5) kept 1 3 4.00x 5.00x 2.00x (1.90 to 2.10) 1.5 s",
+        "int8 rolled back: slower: 0.80x of the speed before 60 0 1.00x 1.00x not timed 0.5 s",
+        "conv1 1x1 3x3 1x1 4.00x 5.00x 0.0123 1.70x",
+        "does not pay 2 conv2, conv3",
+        "not a convolution: Gemm 1 head",
+        "Conv on uint8 60 conv0, conv1, conv2 and 57 more",
+        "Conv QLinearConv integer 1 conv1",
+        "Gemm Gemm float 1 not quantized head",
+        "tucker2(keep=0.5): two things to know",
+    ):
+        assert row in rows, row
+
+
+def test_files_list_every_site(report: PipelineReport) -> None:
+    document = report_document(report)
+    for text in (to_markdown(document), to_html(document)):
+        for i in range(60):
+            assert f"conv{i}" in text
+        assert "0.9x" in text
+        assert "absorbed bn1" in text
+        assert "note=x" in text
+
+
+def test_a_long_list_is_cut_in_the_terminal_and_says_so(report: PipelineReport) -> None:
+    step = report.steps[0]
+    many = tuple(replace(step.report.changes[0], site=f"c{i}") for i in range(50))
+    shown = printed(replace(report, steps=(replace(step, report=PassReport(many)),)))
+    assert "... and 10 more" in shown
+    assert "c39" in shown
+    assert "c40" not in shown
+
+
+def test_hostile_names_in_the_terminal(hostile: PipelineReport) -> None:
+    text = printed(hostile)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[red]f[/]" in text
+    assert "\\x1b[31m" in text
+
+
+def test_hostile_names_in_markdown(hostile: PipelineReport) -> None:
+    text = to_markdown(report_document(hostile))
+    assert "<" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "](" not in text.replace("\\](", "")
+    assert "http:" not in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    widths = {line.replace("\\|", "").count("|") for line in tables if "alert" in line}
+    heads = {line.count("|") for line in tables if "site" in line or "reason" in line}
+    assert widths <= heads
+
+
+class Tags(HTMLParser):
+    """Collects every element and attribute of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_hostile_names_in_html(hostile: PipelineReport) -> None:
+    text = to_html(report_document(hostile))
+    page = Tags()
+    page.feed(text)
+    assert page.seen <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "footer"),
+        *("table", "thead", "tbody", "tr", "th", "td"),
+    }
+    assert page.attributes <= {"lang", "charset", "class"}
+    assert "&lt;script&gt;" in text
+    assert "\x1b" not in text
+
+
+def test_the_page_needs_nothing_else(report: PipelineReport) -> None:
+    text = to_html(report_document(report))
+    for word in ("http", "src=", "url(", "@import", "<script", "<link"):
+        assert word not in text
+
+
+def test_empty_tables_are_left_out(report: PipelineReport) -> None:
+    shown = view(report_document(replace(report, steps=(), fates=())), full=True)
+    assert [table.title for table in shown.tables] == ["Before and after"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".md", ".html", ".JSON"])
+def test_a_report_is_written_in_the_form_of_its_suffix(report: PipelineReport, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r{suffix}"
+    write_report(report, path)
+    text = path.read_text("utf-8")
+    starts = {".json": "{", ".md": "**top-1 accuracy", ".html": "<!doctype html>"}
+    assert text.startswith(starts[suffix.lower()])
+    if suffix == ".json":
+        assert json.loads(text) == json.loads(json.dumps(report_document(report)))
+
+
+def test_places_where_no_report_can_be(report: PipelineReport, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.json, \.md, \.html"):
+        check_report_path(tmp_path / "r.pdf")
+    with pytest.raises(InputError, match="does not exist; create it first"):
+        write_report(report, tmp_path / "missing" / "r.json")
+    (tmp_path / "r.md").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        write_report(report, tmp_path / "r.md")
+
+
+def test_a_failed_write_leaves_the_old_report(
+    report: PipelineReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onnxcomp.atomic.os.fsync", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        write_report(report, path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
