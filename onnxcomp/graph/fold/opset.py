@@ -68,6 +68,8 @@ def raise_opset(model: ir.Model, minimum: int = MINIMUM) -> str | None:
         return None
     if model.functions:
         return "functions cannot be converted"
+    if version < 9 and any(is_op(node, "Scan") for node in model.graph.all_nodes()):
+        return "Scan changed its meaning at opset 9, and the converter does not know"
     try:
         proto = onnx.shape_inference.infer_shapes(skeleton(model, shapes=True), strict_mode=False, data_prop=True)
         _tell_ranks(model.graph, proto.graph)
