@@ -7,12 +7,14 @@ normalised on nodes but not in the opset imports; tensor metadata are doubled (h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import cast
 
 import numpy as np
 import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from onnxcomp.errors import ModelError
@@ -24,6 +26,7 @@ MAX_IR_VERSION = 13
 
 _ONE_BEYOND = 14  # adds the 6-bit floats and nothing else that a model without opaque types can hold
 _FLOAT6 = (TensorProto.FLOAT6E2M3, TensorProto.FLOAT6E3M2)
+_ELEMENT_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 _SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 _MAX_DENSE_BYTES = 2**31 - 1
 
@@ -41,6 +44,7 @@ def admit(proto: ModelProto) -> bool:
         ModelError: An opset or IR version that the runtime does not load, training information, a map or opaque type,
             a sparse attribute, or a graph that is not single-assignment and closed (a value written twice or never).
     """
+    _check_text(proto)
     _unalias(proto)
     _check_versions(proto)
     if proto.training_info:
@@ -58,6 +62,11 @@ def admit(proto: ModelProto) -> bool:
     for node in _nodes(proto):
         for attribute in node.attribute:
             _check_attribute(node, attribute)
+    for tensor in tensors(proto):
+        if tensor.data_type not in _ELEMENT_TYPES:
+            raise ModelError(
+                f"tensor {tensor.name!r} has no known element type ({tensor.data_type}); the file is damaged"
+            )
     ordered = _check_graph(proto.graph, frozenset())
     for function in proto.functions:
         ordered &= _check_scope(list(function.node), set(function.input), frozenset(), f"function {function.name!r}")
@@ -156,6 +165,33 @@ def _uses_float6(proto: ModelProto) -> bool:
     return any(kind in _FLOAT6 for kind in types) or any(tensor.data_type in _FLOAT6 for tensor in tensors(proto))
 
 
+def _check_text(proto: ModelProto) -> None:
+    """Refuse text that is not UTF-8, which Python reads as bytes and nothing can write back."""
+    messages: list[Message] = [proto, *proto.metadata_props, *proto.opset_import, *proto.functions]
+    for graph in _graphs(proto):
+        messages += [graph, *graph.metadata_props, *graph.input, *graph.output, *graph.value_info]
+    for node in _nodes(proto):
+        messages += [node, *node.metadata_props]
+    for message in messages:
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_STRING:
+                _check_utf8(value, f"field {field.name!r} of a {type(message).__name__}")
+    for tensor in tensors(proto):  # not through ListFields, which would copy the payload
+        for text in (tensor.name, tensor.doc_string):
+            _check_utf8(text, "the name or doc string of a tensor")
+    for node in _nodes(proto):
+        for attribute in node.attribute:
+            for text in (attribute.name, attribute.ref_attr_name, attribute.doc_string):
+                _check_utf8(text, f"an attribute of node {node.name!r}")
+
+
+def _check_utf8(value: object, where: str) -> None:
+    entries = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+    for entry in entries:
+        if isinstance(entry, bytes):
+            raise ModelError(f"{where} is not UTF-8 text ({entry[:20]!r}); the model file is damaged")
+
+
 def _check_type(kind: TypeProto, where: str) -> None:
     which = kind.WhichOneof("value")
     if which in ("map_type", "opaque_type"):
@@ -169,6 +205,8 @@ def _check_type(kind: TypeProto, where: str) -> None:
 
 def _check_attribute(node: NodeProto, attribute: AttributeProto) -> None:
     where = f"attribute {attribute.name!r} of node {node.name or node.op_type!r}"
+    if attribute.type == AttributeProto.UNDEFINED:
+        raise ModelError(f"{where} has no type; the model is from before ONNX 1.0, or damaged. Export it again")
     if attribute.type in _SPARSE:
         raise ModelError(
             f"{where} ({node.op_type}) is a sparse tensor, which the compiler cannot carry; store it dense"

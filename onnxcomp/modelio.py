@@ -19,7 +19,7 @@ from onnxcomp import guards
 from onnxcomp.atomic import staging
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.external import DataFile, MappedTensor, locate, open_data
-from onnxcomp.wire import DECLARED, paired, serialize, skeleton, write_tensor
+from onnxcomp.wire import DECLARED, first_cause, paired, serialize, skeleton, write_tensor
 
 __all__ = ["file_bytes", "from_proto", "load", "save", "serialized_bytes", "sidecar", "to_bytes"]
 
@@ -171,12 +171,7 @@ def _to_ir(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ModelError(
-            f"the model is damaged or not supported: {str(cause).splitlines()[0] if str(cause) else cause!r}"
-        ) from error
+        raise ModelError(f"the model is damaged or not supported: {first_cause(error)}") from error
 
     def origin(tensor: ir.ExternalTensor) -> Path:
         if path is None:

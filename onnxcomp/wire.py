@@ -17,9 +17,9 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message
 
-from onnxcomp.errors import OnnxcompError
+from onnxcomp.errors import ModelError, OnnxcompError
 
-__all__ = ["DECLARED", "Serialized", "paired", "serialize", "skeleton", "write_tensor"]
+__all__ = ["DECLARED", "Serialized", "first_cause", "paired", "serialize", "skeleton", "write_tensor"]
 
 DECLARED = "onnxcomp.declared"  # in the meta of an initializer that the model file lists in value_info
 
@@ -89,9 +89,16 @@ def serialize(model: ir.Model) -> Serialized:
 
 
 def skeleton(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -> onnx.ModelProto:
-    """Serialise `model` with some constants replaced by others; the model itself is as before afterwards."""
+    """Serialise `model` with some constants replaced by others; the model itself is as before afterwards.
+
+    Raises:
+        ModelError: The model holds something that has no place in a protobuf, such as text that is not UTF-8.
+    """
     with _replaced(stand_ins):
-        proto = ir.to_proto(model)
+        try:
+            proto = ir.to_proto(model)
+        except ir.serde.SerdeError as error:
+            raise ModelError(f"the model cannot be written: {first_cause(error)}") from error
     # onnx-ir declares the type of every initializer a second time, in value_info; keep what the user's model declared.
     for graph, stored in paired(model.graph, proto.graph):
         restated = {name for name, value in graph.initializers.items() if _is_bare(value)}
@@ -100,6 +107,13 @@ def skeleton(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -
             del stored.value_info[:]
             stored.value_info.extend(kept)
     return proto
+
+
+def first_cause(error: BaseException) -> str:
+    """What lies at the bottom of a chain of exceptions, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def paired(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Graph, onnx.GraphProto]]:
