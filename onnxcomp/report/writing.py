@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcomp.atomic import staging
 from onnxcomp.errors import InputError
-from onnxcomp.report.webpage import to_html
 from onnxcomp.report.markdown import to_markdown
 from onnxcomp.report.schema import report_document
+from onnxcomp.report.webpage import to_html
 
 if TYPE_CHECKING:
     from onnxcomp.pipeline import PipelineReport
