@@ -17,7 +17,6 @@ al. (2016, section 3.3), which makes up for the errors of the layers before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxcomp.numeric.leastsquares import cholesky, conjugate_gradients, reduced_rank, solve
 from onnxcomp.numeric.moments import (
     Covariance,
     Moments,
@@ -36,16 +36,13 @@ from onnxcomp.numeric.moments import (
 )
 from onnxcomp.numeric.tucker import Tucker2, compose, leading_vectors, relative_error, unfold_in
 
-__all__ = ["Fit", "cholesky", "fit_tucker2", "reduced_rank", "whitened_spectra"]
+__all__ = ["Fit", "RankErrors", "fit_tucker2", "whitened_spectra"]
 
 Float = NDArray[np.float64]
 
 # Up to this many unknowns the input factor is solved for directly; above, by conjugate gradients on the same equations.
 _DIRECT_UNKNOWNS = 2048
-_CG_STEPS = 12
-# Keeps the Cholesky factors of singular Grams (dead channels, fewer patches than dimensions) defined, far below any
-# signal.
-_JITTER = 1e-10
+_CG_STEPS = 4
 
 
 class Fit(NamedTuple):
@@ -105,70 +102,64 @@ def fit_tucker2(
     return Fit(factors, new_bias, predicted_error(fitted, new_bias, complete))
 
 
-def whitened_spectra(weight: NDArray[np.floating], moments: Moments, *, damping: float = 1e-2) -> tuple[Float, Float]:
-    """Input and output spectra whose squared tails are relative output errors of the data-aware fit.
+class RankErrors:
+    """What each pair of ranks loses of a layer's output, exactly as `fit_tucker2` without sweeps would.
 
-    Output side, exact: the singular values of the regression's response, so that the squared tail past r is what the
-    best fit of output rank r loses. Input side, exact for the factor of step 1: one Cholesky factorisation of the patch
-    Gram in the whitened channel basis gives the least-squares error for every input rank at once (before any sweep).
+    One Cholesky factorisation of the patch Gram in the whitened channel basis serves all pairs: the regression on the
+    first r inner channels is a prefix of the regression on all of them. Errors are relative to what full ranks explain.
 
     Args:
         weight: (Co, Ci, *kernel).
         moments: Of the layer's patches, targets optional.
         damping: As in `fit_tucker2`.
-
-    Returns:
-        (Ci values, Co values), both with squares that sum to 1 (or all zero); the input one is only roughly descending.
     """
-    k = np.asarray(weight, np.float64)
-    _check(k, moments, None, None)
-    complete = moments if moments.has_targets else moments.with_weight(k)
-    covariance = regularised(complete.centred(), k.reshape(len(k), -1), damping)
-    basis = _input_factor(k, channel_average(covariance.xx, prod(k.shape[2:])), k.shape[1])
-    lower = cholesky(project_gram(covariance.xx, basis))
-    response = scipy.linalg.solve_triangular(lower, project_cross(covariance.yx, basis).T, lower=True)
-    explained = np.einsum("do,do->d", response, response).reshape(k.shape[1], -1).sum(axis=1)
-    out = np.maximum(scipy.linalg.eigvalsh(response.T @ response)[::-1], 0.0)
-    return _unit(np.sqrt(explained)), _unit(np.sqrt(out))
+
+    def __init__(self, weight: NDArray[np.floating], moments: Moments, *, damping: float = 1e-2) -> None:
+        k = np.asarray(weight, np.float64)
+        _check(k, moments, None, None)
+        complete = moments if moments.has_targets else moments.with_weight(k)
+        covariance = regularised(complete.centred(), k.reshape(len(k), -1), damping)
+        channels = k.shape[1]
+        self._taps = prod(k.shape[2:])
+        basis = _input_factor(k, channel_average(covariance.xx, self._taps), channels)
+        lower = cholesky(project_gram(covariance.xx, basis))
+        cross = project_cross(covariance.yx, basis)
+        self._response: Float = scipy.linalg.solve_triangular(lower, cross.T, lower=True)
+        self._total = float(np.vdot(self._response, self._response))
+        self._tails: dict[int, Float] = {}
+
+    def spectra(self) -> tuple[Float, Float]:
+        """Input and output spectrum, Ci and Co values, whose squares sum to 1 (or are all zero).
+
+        The squared tail past a rank is the error of that rank with the other side whole, hence a lower bound for every
+        pair. The input spectrum is only roughly descending.
+        """
+        if self._total == 0.0:
+            return np.zeros(len(self._response) // self._taps), np.zeros(self._response.shape[1])
+        explained = np.square(self._response).sum(axis=1).reshape(-1, self._taps).sum(axis=1) / self._total
+        out = -np.diff(self._output_tail(len(explained)))
+        return np.sqrt(explained), np.sqrt(np.maximum(out, 0.0))
+
+    def __call__(self, rank_in: int | None, rank_out: int | None) -> float:
+        """Relative squared output error of a pair of ranks, None for a side left whole."""
+        if self._total == 0.0:
+            return 0.0
+        tail = self._output_tail(len(self._response) // self._taps if rank_in is None else rank_in)
+        return float(tail[-1 if rank_out is None else rank_out])
+
+    def _output_tail(self, rank_in: int) -> Float:
+        """Errors at that input rank for output ranks 0 .. Co."""
+        if rank_in not in self._tails:
+            part = self._response[: rank_in * self._taps]
+            values = np.asarray(scipy.linalg.eigvalsh(part.T @ part), np.float64)[::-1]
+            kept = np.append(0.0, np.cumsum(np.maximum(values, 0.0)))
+            self._tails[rank_in] = np.maximum(1.0 - kept / self._total, 0.0)
+        return self._tails[rank_in]
 
 
-def reduced_rank(lower: Float, cross: Float, rank: int | None) -> tuple[Float, Float | None]:
-    """Reduced-rank regression (Izenman 1975): the best last @ core of rank `rank` for a Gram and a cross moment.
-
-    Args:
-        lower: Cholesky factor of the Gram of the regressors, (n, n).
-        cross: Cross moments of the targets and regressors, (Co, n).
-        rank: 1..Co; None gives ordinary least squares.
-
-    Returns:
-        core (rank, n) and last (Co, rank) with orthonormal columns; (Co, n) and None for ordinary least squares.
-    """
-    if rank is None:
-        return _solve(lower, cross.T).T, None
-    response = scipy.linalg.solve_triangular(lower, cross.T, lower=True)
-    last = leading_vectors(response.T @ response, rank)
-    core = scipy.linalg.solve_triangular(lower, response @ last, lower=True, trans=1).T
-    return np.ascontiguousarray(core), last
-
-
-def cholesky(gram: Float) -> Float:
-    """Lower Cholesky factor of a positive semidefinite matrix, with a jitter far below its mean diagonal.
-
-    Dead directions (zero rows) come out as if they had the jitter's variance, so that solves leave them at zero.
-    """
-    n = len(gram)
-    mean = float(np.trace(gram)) / n
-    if mean <= 0.0:
-        return np.eye(n)
-    for jitter in (_JITTER, 1e3 * _JITTER, 1e6 * _JITTER):
-        damped = gram.copy()
-        damped[np.diag_indices(n)] += jitter * mean
-        try:
-            lower: Float = scipy.linalg.cholesky(damped, lower=True, overwrite_a=True, check_finite=False)
-        except scipy.linalg.LinAlgError:
-            continue  # rounding left a negative eigenvalue larger than the jitter
-        return lower
-    raise ValueError("the Gram matrix is not positive semidefinite")
+def whitened_spectra(weight: NDArray[np.floating], moments: Moments, *, damping: float = 1e-2) -> tuple[Float, Float]:
+    """The spectra of `RankErrors`: squared tails are relative output errors of one-sided fits, before any sweep."""
+    return RankErrors(weight, moments, damping=damping).spectra()
 
 
 def _check(k: Float, moments: Moments, rank_in: int | None, rank_out: int | None) -> None:
@@ -201,7 +192,8 @@ def _refit(
 def _improve_first(covariance: Covariance, channel: Float, first: Float, core: Float, last: Float | None) -> Float:
     """Step 3: the best input factor given core and output factor (whose columns are orthonormal), never a worse one.
 
-    The normal equations are sum_ok core[o,a,k] (A xx)[o,i,k] = sum_ok core[o,a,k] (last^T yx)[o,i,k], A = core x P.
+    The normal equations are sum_okbl core[o,a,k] core[o,b,l] (P xx)[(b,l),(i,k)] = sum_ok core[o,a,k] (last^T
+    yx)[o,(i,k)].
     """
     rank, channels = first.shape
     taps = len(covariance.xx) // channels
@@ -209,20 +201,21 @@ def _improve_first(covariance: Covariance, channel: Float, first: Float, core: F
     cross = covariance.yx if last is None else last.T @ covariance.yx
     wanted = np.tensordot(flat, cross.reshape(-1, channels, taps), ((0, 2), (0, 2)))
     if rank * channels <= _DIRECT_UNKNOWNS:
-        return _solve(cholesky(_normal_matrix(covariance.xx, flat, channels)), wanted.ravel()).reshape(first.shape)
+        return solve(cholesky(_normal_matrix(covariance.xx, flat, channels)), wanted.ravel()).reshape(first.shape)
+
+    energy = np.tensordot(flat, flat, (0, 0))  # (a, k, b, l)
 
     def normal(p: Float) -> Float:
-        composed = np.matmul(p.T, flat).reshape(len(flat), channels * taps)
-        response = (composed @ covariance.xx).reshape(len(flat), channels, taps)
-        return np.asarray(np.tensordot(flat, response, ((0, 2), (0, 2))), np.float64)
+        half = (p @ covariance.xx.reshape(channels, -1)).reshape(rank, taps, channels, taps)
+        return np.asarray(np.tensordot(energy, half, ((2, 3, 1), (0, 1, 3))), np.float64)
 
     # Exact where taps are uncorrelated: a Kronecker product of the core's energy and the channel covariance.
     left, right = cholesky(np.tensordot(flat, flat, ((0, 2), (0, 2)))), cholesky(channel)
 
     def precondition(residual: Float) -> Float:
-        return _solve(right, _solve(left, residual).T).T
+        return solve(right, solve(left, residual).T).T
 
-    return _conjugate_gradients(normal, precondition, wanted, first)
+    return conjugate_gradients(normal, precondition, wanted, first, _CG_STEPS)
 
 
 def _normal_matrix(xx: Float, flat: Float, channels: int) -> Float:
@@ -234,42 +227,8 @@ def _normal_matrix(xx: Float, flat: Float, channels: int) -> Float:
     return product.transpose(0, 2, 1, 3).reshape(rank * channels, rank * channels)
 
 
-def _conjugate_gradients(
-    normal: Callable[[Float], Float], precondition: Callable[[Float], Float], wanted: Float, start: Float
-) -> Float:
-    """Preconditioned conjugate gradients on normal(p) = wanted; the quadratic error falls with every step."""
-    p = start
-    residual = wanted - normal(p)
-    z = precondition(residual)
-    direction, rho = z, float(np.vdot(residual, z))
-    goal = 1e-16 * max(rho, float(np.vdot(wanted, precondition(wanted))))
-    for _ in range(_CG_STEPS):
-        if rho <= goal:
-            break
-        image = normal(direction)
-        curvature = float(np.vdot(direction, image))
-        if curvature <= 0.0:
-            break
-        p = p + (rho / curvature) * direction
-        residual = residual - (rho / curvature) * image
-        z = precondition(residual)
-        rho, before = float(np.vdot(residual, z)), rho
-        direction = z + (rho / before) * direction
-    return p
-
-
 def _whiten(first: Float, channel: Float) -> Float:
     """Make the inner channels uncorrelated and of unit variance; the core is refitted anyway."""
     lower = cholesky(first @ channel @ first.T)
     whitened: Float = scipy.linalg.solve_triangular(lower, first, lower=True)
     return whitened
-
-
-def _solve(lower: Float, right: Float) -> Float:
-    solution: Float = scipy.linalg.cho_solve((lower, True), right, check_finite=False)
-    return solution
-
-
-def _unit(s: Float) -> Float:
-    norm = float(np.linalg.norm(s))
-    return s / norm if norm > 0.0 else s

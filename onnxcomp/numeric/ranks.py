@@ -157,14 +157,12 @@ def keep_ranks(
         (rank_in, rank_out) with None for a side left whole, or None where no pair fits the budget.
 
     Raises:
-        ValueError: Neither or both of `spectra` and `error`, or `keep` or `multiple` out of range.
+        ValueError: Neither `spectra` nor `error`, or `keep` or `multiple` out of range.
     """
-    if (spectra is None) == (error is None):
-        raise ValueError("give either spectra or an error function")
+    if spectra is None and error is None:
+        raise ValueError("give spectra or an error function")
     if keep <= 0.0 or multiple < 1:
         raise ValueError(f"keep {keep} must be over 0 and multiple {multiple} at least 1")
-    predict = error if spectra is None else _tail_sum(*spectra)
-    assert predict is not None  # one of the two was given
 
     def macs(rank_in: int | None, rank_out: int | None) -> int:
         return tucker2_macs(
@@ -174,22 +172,37 @@ def keep_ranks(
     budget = keep * macs(None, None)
     ins: list[int | None] = list(range(multiple, channels_in, multiple))
     outs: list[int | None] = list(range(multiple, channels_out, multiple))
-    candidates: list[tuple[float, int, Ranks]] = []
+    pairs: list[Ranks] = []
     for rank_in in [*ins, None] if one_sided else ins:
         # The error falls with the rank: of each input rank only the largest affordable output rank can be the best.
         options = [None, *reversed(outs)] if one_sided and rank_in is not None else list(reversed(outs))
-        pair = next(((rank_in, out) for out in options if macs(rank_in, out) <= budget), None)
-        if pair is not None:
-            candidates.append((predict(*pair), macs(*pair), pair))
-    # Of equal errors the cheaper pair.
-    return min(candidates, key=lambda c: c[:2])[2] if candidates else None
+        pairs += [(rank_in, out) for out in options if macs(rank_in, out) <= budget][:1]
+    if not pairs:
+        return None
+    if spectra is None:
+        assert error is not None  # one of the two was given
+        return min(pairs, key=lambda p: (error(*p), macs(*p)))
+    tails_in, tails_out = tail_energy(spectra[0]), tail_energy(spectra[1])
+    losses = {p: (_lost(tails_in, p[0]), _lost(tails_out, p[1])) for p in pairs}
+    if error is None:
+        return min(pairs, key=lambda p: (sum(losses[p]), macs(*p)))
+    return _bounded_minimum(pairs, error, lambda p: max(losses[p]))
 
 
-def _tail_sum(spectrum_in: Spectrum, spectrum_out: Spectrum) -> Callable[[int | None, int | None], float]:
-    tails_in, tails_out = tail_energy(spectrum_in), tail_energy(spectrum_out)
+def _lost(tails: NDArray[np.float64], rank: int | None) -> float:
+    return 0.0 if rank is None else float(tails[min(rank, len(tails) - 1)])
 
-    def predict(rank_in: int | None, rank_out: int | None) -> float:
-        lost_in = 0.0 if rank_in is None else float(tails_in[min(rank_in, len(tails_in) - 1)])
-        return lost_in + (0.0 if rank_out is None else float(tails_out[min(rank_out, len(tails_out) - 1)]))
 
-    return predict
+def _bounded_minimum(
+    pairs: Sequence[Ranks], error: Callable[[int | None, int | None], float], bound: Callable[[Ranks], float]
+) -> Ranks:
+    """The pair of least error, evaluating in order of a lower bound and stopping once that exceeds the best."""
+    ordered = sorted(pairs, key=bound)
+    best, least = ordered[0], error(*ordered[0])
+    for pair in ordered[1:]:
+        if bound(pair) >= least:
+            break
+        value = error(*pair)
+        if value < least:
+            best, least = pair, value
+    return best

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.numeric.lowrank import cholesky, reduced_rank
+from onnxcomp.numeric.leastsquares import cholesky, reduced_rank
 from onnxcomp.numeric.tucker import Tucker2, compose, relative_error
 
 __all__ = ["relu_aware", "relu_error"]

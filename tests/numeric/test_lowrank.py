@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxcomp.numeric import lowrank
-from onnxcomp.numeric.lowrank import cholesky, fit_tucker2, reduced_rank, whitened_spectra
+from onnxcomp.numeric.leastsquares import cholesky, reduced_rank
+from onnxcomp.numeric.lowrank import RankErrors, fit_tucker2, whitened_spectra
 from onnxcomp.numeric.moments import Moments, predicted_error, project_gram, regularised, squared_residual
 from onnxcomp.numeric.tucker import compose, hooi
 
@@ -148,6 +149,19 @@ def test_whitened_spectra_predict_the_error_of_one_sided_fits(seed: int) -> None
         assert fit_out.error == pytest.approx((out[rank:] ** 2).sum(), rel=1e-4, abs=1e-9)
         fit_in = fit_tucker2(weight, bias, _moments(x), rank, None, sweeps=0, damping=0.0)
         assert fit_in.error == pytest.approx((into[rank:] ** 2).sum(), rel=1e-4, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), rank_in=st.integers(1, CI), rank_out=st.integers(1, CO))
+def test_rank_errors_are_those_of_the_fit_before_sweeps(seed: int, rank_in: int, rank_out: int) -> None:
+    weight, bias, x, _ = _problem(seed)
+    errors = RankErrors(weight, _moments(x), damping=0.0)
+    for ranks in [(rank_in, rank_out), (None, rank_out), (rank_in, None), (None, None)]:
+        fit = fit_tucker2(weight, bias, _moments(x), *ranks, sweeps=0, damping=0.0)
+        assert errors(*ranks) == pytest.approx(fit.error, rel=1e-4, abs=1e-8)
+    tails = [float((s[r:] ** 2).sum()) for s, r in zip(errors.spectra(), (rank_in, rank_out), strict=True)]
+    assert max(tails) - 1e-12 <= errors(rank_in, rank_out) <= sum(tails) + 1e-12
+    assert RankErrors(np.zeros_like(weight), _moments(x))(rank_in, rank_out) == 0.0
 
 
 def test_dead_and_duplicate_inputs_and_a_zero_weight() -> None:
