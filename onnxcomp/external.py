@@ -114,6 +114,8 @@ def open_data(tensor: ir.ExternalTensor, model_path: Path, files: dict[Path, Dat
     """
     where = f"{model_path}: tensor {tensor.name!r}"
     path = locate(str(tensor.location), model_path, where)
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{where} refers to {path}, which is not a file; the model is damaged")
     if path not in files:
         try:
             files[path] = DataFile(path)

@@ -87,7 +87,11 @@ def file_bytes(path: str | Path) -> int:
         ModelError: As for :func:`load`.
     """
     path = Path(path)
-    return path.stat().st_size + sum(file.stat().st_size for file in _data_files(_parse(path), path))
+    files = _data_files(_parse(path), path)
+    try:
+        return path.stat().st_size + sum(file.stat().st_size for file in files)
+    except OSError as error:
+        raise ModelError(f"{path}: the data file {error.filename} cannot be read: {error.strerror}") from error
 
 
 def sidecar(path: str | Path) -> Path:
