@@ -17,7 +17,7 @@ from onnxcomp.data.inputs import Batch, ModelInput
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
 
-__all__ = ["ImageFeeds", "image_layout"]
+__all__ = ["ImageFeeds", "image_files", "image_layout"]
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _DEEP_MODES = frozenset({"F", "I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -35,9 +35,7 @@ class ImageFeeds(Feeds):
         super().__init__(inputs, str(folder))
         self._folder = folder
         self._preprocess = preprocess
-        files = sorted(_image_files(folder))
-        if not files:
-            raise DataError(f"{folder}: has no images; looked for {', '.join(sorted(_SUFFIXES))}")
+        files = image_files(folder)
         if len(inputs) != 1:
             names = ", ".join(i.name for i in inputs)
             raise DataError(f"{folder}: the model has {len(inputs)} inputs ({names}); images feed only one, use a .npz")
@@ -120,11 +118,20 @@ def image_layout(wanted: ModelInput) -> Literal["nchw", "nhwc"]:
     return "nhwc" if last_only else "nchw"
 
 
-def _image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path) -> list[str]:
+    """Return the images in a folder and its subfolders, hidden ones apart, as sorted relative paths.
+
+    Raises:
+        DataError: There are none.
+    """
+    found: list[str] = []
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
         if path.suffix.lower() in _SUFFIXES and path.is_file() and not any(p.startswith(".") for p in relative.parts):
-            yield relative.as_posix()
+            found.append(relative.as_posix())
+    if not found:
+        raise DataError(f"{folder}: has no images; looked for {', '.join(sorted(_SUFFIXES))}")
+    return sorted(found)
 
 
 def _geometry(wanted: ModelInput, layout: str, preprocess: Preprocess) -> tuple[int, tuple[int, int]]:

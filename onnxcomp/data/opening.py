@@ -14,7 +14,7 @@ from onnxcomp.data.arrays import ArrayFeeds
 from onnxcomp.data.columns import Column, MemoryColumn, npy_column, npz_columns
 from onnxcomp.data.feeds import Feeds
 from onnxcomp.data.functions import FunctionFeeds, import_function
-from onnxcomp.data.images import ImageFeeds
+from onnxcomp.data.images import ImageFeeds, image_files
 from onnxcomp.data.inputs import ModelInput, did_you_mean, model_inputs
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
@@ -102,6 +102,7 @@ def _image_preprocess(preprocess: Preprocess | None, inputs: tuple[ModelInput, .
         return preprocess
     if inputs[0].dtype == np.uint8:
         return Preprocess(scale=1.0)
+    image_files(folder)  # a folder without images is the first thing to say
     raise DataError(
         f"{folder}: images need --preprocess to match how the model was trained, for example"
         " 'size=224,crop=0.875,scale=1/255,mean=0.485 0.456 0.406,std=0.229 0.224 0.225'"

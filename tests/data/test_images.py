@@ -133,8 +133,9 @@ def test_models_of_two_inputs_need_arrays(model_of: ModelOf, folder: Path) -> No
 
 def test_a_folder_without_images(model_of: ModelOf, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
-    with pytest.raises(DataError, match=r"has no images; looked for \.bmp"):
-        open_feeds(tmp_path, model_of(x=["N", 3, 8, 8]), preprocess=RAW)
+    for preprocess in (RAW, None):
+        with pytest.raises(DataError, match=r"has no images; looked for \.bmp"):
+            open_feeds(tmp_path, model_of(x=["N", 3, 8, 8]), preprocess=preprocess)
 
 
 @pytest.mark.parametrize(
