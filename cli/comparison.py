@@ -69,7 +69,7 @@ def _print(comparison: Comparison, feeds: Feeds) -> None:
     from onnxcomp.report.text import decibels, percent
     from onnxcomp.report.view import Table
 
-    quality, base = comparison.quality, comparison.base
+    quality = comparison.quality
     if feeds.synthetic:
         print("no real data was used (no --data): the figures are of synthetic inputs and say nothing about accuracy")
     else:
@@ -82,9 +82,6 @@ def _print(comparison: Comparison, feeds: Feeds) -> None:
     print_table(Table("Outputs", ("output", "SQNR", "cosine"), tuple(rows), frozenset({1, 2})))
     if quality.agreement is not None:
         print(f"same top-1 class: {percent(quality.agreement)} of {quality.samples:,} samples")
-    if base.top1 is not None and quality.top1 is not None:
-        change = 100 * (quality.top1 - base.top1)
-        print(f"top-1 accuracy: {percent(base.top1)} -> {percent(quality.top1)} ({change:+.2f} points)")
     layers = tuple((n.layer, n.op_type, n.tensor, decibels(n.sqnr), f"{n.cosine:.6f}") for n in comparison.layers)
     print()
     print_table(

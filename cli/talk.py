@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +103,7 @@ def print_json(document: object) -> None:
 
 
 @contextmanager
-def progress_bar(stages: int, quiet: bool) -> Iterator[Callable[[str], None]]:
+def progress_bar(stages: int, quiet: bool) -> Generator[Callable[[str], None]]:
     """Show a bar on stderr, only where that is a terminal.
 
     Yields:

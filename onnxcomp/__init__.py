@@ -75,12 +75,14 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'onnxcomp' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF.get(name, "onnxcomp.errors")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers read the imports above, and so find a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'onnxcomp' has no attribute {name!r}")
+        value = getattr(import_module(_HOME_OF.get(name, "onnxcomp.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -52,13 +52,11 @@ class Comparison:
 
     Attributes:
         quality: Outputs of the other model against the base model's.
-        base: Accuracy of the base model itself.
         layers: Noise of every shared float tensor, in the order of the base model.
         fault: The first of the layers that adds the most noise; None where nothing differs.
     """
 
     quality: Quality
-    base: Quality
     layers: tuple[LayerNoise, ...]
     fault: LayerNoise | None
 
@@ -80,7 +78,7 @@ def compare_models(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: in
         moments |= _moments(base, other, names, feeds, threads)
     layers = _noises(base, moments)
     fault = max((layer for layer in layers if layer.added > 0), key=lambda layer: layer.added, default=None)
-    return Comparison(quality, evaluate(base, feeds, threads=threads), layers, fault)
+    return Comparison(quality, layers, fault)
 
 
 def _check_signatures(base: ir.Model, other: ir.Model) -> None:

@@ -75,7 +75,9 @@ def headline(report: PipelineReport) -> str:
 
 def plain(value: Any) -> Any:
     """Return dataclasses, mappings and sequences as dicts and lists; non-finite numbers as text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, type):
+        raise TypeError(f"{value!r} is no value")
+    if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

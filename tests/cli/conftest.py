@@ -85,8 +85,9 @@ def low_rank(channels: int, rank: int) -> NDArray[np.float32]:
         rng.normal(size=(rank, rank, 3, 3)),
         rng.normal(size=(channels, rank)),
     )
-    kernel = np.einsum("oa,abpq,bi->oipq", last, core, first)
-    return (kernel * (2 / (9 * channels)) ** 0.5 / kernel.std()).astype(np.float32)
+    kernel: NDArray[np.float64] = np.einsum("oa,abpq,bi->oipq", last, core, first)
+    scale = float((2 / (9 * channels)) ** 0.5 / kernel.std())
+    return (scale * kernel).astype(np.float32)
 
 
 def cnn_nodes() -> list[onnx.NodeProto]:

@@ -229,9 +229,8 @@ def test_convolutions_inside_a_body(run: Any, make: Any, parts: Any, tmp_path: P
         else_branch=helper.make_graph([helper.make_node("Identity", ["r1"], ["same"])], "else", [], [other]),
     )
     nodes[2] = branch
-    inputs = (("x", FLOAT, ["N", 3, 16, 16]), ("flag", TensorProto.BOOL, []))
     out = tmp_path / "o.onnx"
-    model = make(nodes, arrays, inputs=inputs)
+    model = make(nodes, arrays, inputs=(("x", FLOAT, ["N", 3, 16, 16]), ("flag", TensorProto.BOOL, [])))
     document = report_of(run("optimize", model, "-p", "tucker2,int8", "-o", out, "--json", *FAST))
     assert skips_of(document)["conv_in_body"] == "inside a subgraph (If, Loop or Scan body)"
     written = next(node for node in onnx.load(out).graph.node if node.op_type == "If")

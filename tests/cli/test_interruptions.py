@@ -77,8 +77,8 @@ def test_ctrl_c(cnn: Path, out: Path, environment: dict[str, str], module: str, 
     if module.endswith(".os"):
         script = script.replace("import onnxcomp.atomic.os as module", "from onnxcomp.atomic import os as module")
     command = [sys.executable, "-c", script, *arguments(cnn, out)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
