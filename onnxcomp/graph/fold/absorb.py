@@ -34,7 +34,7 @@ class _Host:
 
     node: ir.Node
     weight: ir.Value
-    array: NDArray[np.generic]
+    tensor: ir.TensorProtocol
     bias: ir.Value | None
     channels: int
     rank: int
@@ -42,6 +42,12 @@ class _Host:
     @property
     def output(self) -> ir.Value:
         return self.node.outputs[0]
+
+    @property
+    def array(self) -> NDArray[np.generic]:
+        """The weight's data; read only where there is something to absorb."""
+        array: NDArray[np.generic] = self.tensor.numpy()
+        return array
 
 
 def absorb_affine(graph: ir.Graph, version: int, taken: set[str], log: Log) -> None:
@@ -95,7 +101,7 @@ def _host(node: ir.Node) -> _Host | None:
         channels = shape[1] * group if is_op(node, "ConvTranspose") else shape[0]
     if 0 in shape:
         return None
-    return _Host(node, weight, weight.const_value.numpy(), bias, channels, len(shape))
+    return _Host(node, weight, weight.const_value, bias, channels, len(shape))
 
 
 def _refusal(host: _Host) -> str | None:

@@ -24,6 +24,8 @@ __all__ = ["canonicalise", "fold"]
 def fold(model: ir.Model) -> tuple[str, ...]:
     """Bring a model into canonical form in place, with the same outputs; see `canonicalise`.
 
+    Where the opset is raised, `model.graph` becomes a new object.
+
     Returns:
         One line for each thing that changed; empty where the model was canonical already.
     """

@@ -150,8 +150,9 @@ def test_newer_opsets_are_left_alone(build: Build) -> None:
 def test_a_scan_with_a_batch_axis_stays(build: Build, check: Check) -> None:
     model = build(
         header(8)
-        + """g (float[1,2] start, float[1,3,2] x) => (float[1,2] last, float[1,3,2] y) { last, y = Scan<num_scan_inputs=1,
-          body = b (float[2] s, float[2] v) => (float[2] t, float[2] o) { t = Add(s, v) o = Identity(t) }>(, start, x) }"""
+        + """g (float[1,2] start, float[1,3,2] x) => (float[1,2] last, float[1,3,2] y) {
+          last, y = Scan<num_scan_inputs=1, body = b (float[2] s, float[2] v) => (float[2] t, float[2] o) {
+          t = Add(s, v) o = Identity(t) }>(, start, x) }"""
     )
     log = check(model)
     assert model.opset_imports[""] == 8 and "Scan" in log.remarks[0]
