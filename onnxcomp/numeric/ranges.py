@@ -36,6 +36,7 @@ Array = NDArray[np.float64]
 
 # Ratios of a candidate end to the extreme value. Below 1/64 of a heavy tail's extreme nothing useful is left at 8 bits.
 _LEAST_RATIO = 1 / 64
+_BLOCK = 16_384  # entries of a temporary: 128 KB
 _ENTROPY_CANDIDATES = 96
 _ENTROPY_SMOOTHING = 1e-4
 
@@ -150,17 +151,18 @@ def mse(histogram: Histogram, *, levels: int = 256, symmetric: bool = False) -> 
         return low, high
     edges, mass = histogram.bins()
     two_sided = low < 0 < high and not symmetric
+    full = (low, high)
     grid = np.linspace(math.log(_LEAST_RATIO), 0.0, 17 if two_sided else 65)
-    lows, highs = _candidates((low, high), (low, high), grid, two_sided)
-    k = int(np.argmin(_errors(*_thinned(edges, mass), lows, highs, levels)))
-    lows, highs = np.array([low, lows[k]]), np.array([high, highs[k]])
+    lows, highs = _candidates(full, full, grid, two_sided)
+    # Wider bins are enough to find the region, not to tell its points apart.
+    k = int(np.argmin(_errors(*_thinned(edges, mass, 8), lows, highs, levels)))
+    best = (float(lows[k]), float(highs[k]))
     spread = float(grid[1] - grid[0])
-    best = (low, high)
-    for _ in range(4):
+    for _ in range(3):
+        lows, highs = _candidates(full, best, np.linspace(-spread, spread, 5), two_sided)
+        lows, highs = np.append(lows, low), np.append(highs, high)
         k = int(np.argmin(_errors(edges, mass, lows, highs, levels)))
         best = (float(lows[k]), float(highs[k]))
-        # The best one stays among the candidates, so that no step is for the worse.
-        lows, highs = _candidates((low, high), best, np.linspace(-spread, spread, 5), two_sided)
         spread /= 2.5
     return _on_grid(best[0], best[1], levels)
 
@@ -235,9 +237,9 @@ def _facts(histogram: Histogram, low: float, high: float, levels: int) -> dict[s
     return facts
 
 
-def _thinned(edges: Array, mass: Array) -> tuple[Array, Array]:
-    """Return the distribution on bins 8 times as wide: enough to find the region of the best range."""
-    starts = np.arange(0, mass.size, 8)
+def _thinned(edges: Array, mass: Array, factor: int) -> tuple[Array, Array]:
+    """Return the distribution on bins `factor` times as wide."""
+    starts = np.arange(0, mass.size, factor)
     return np.append(edges[:-1][starts], edges[-1]), np.add.reduceat(mass, starts)
 
 
@@ -253,11 +255,6 @@ def _candidates(
     return lows.ravel(), highs.ravel()
 
 
-def _scale_zero(low: Array, high: Array, levels: int) -> tuple[Array, Array]:
-    scale = (high - low) / (levels - 1)
-    return scale, np.rint(-low / scale)
-
-
 def _on_grid(low: float, high: float, levels: int) -> tuple[float, float]:
     """Return the first and last value of the grid over [low, high], so that the same grid comes back from them."""
     scale = (high - low) / (levels - 1)
@@ -266,26 +263,51 @@ def _on_grid(low: float, high: float, levels: int) -> tuple[float, float]:
 
 
 def _errors(edges: Array, mass: Array, lows: Array, highs: Array, levels: int) -> Array:
-    """Return the summed squared error for each candidate range [k].
-
-    In units of the scale, with j the nearest level, the error's antiderivative is j / 12 + (u - j)**3 / 3: every full
-    cell contributes 1/12, and the cube goes on growing past the last level. So a bin costs its mass times the
-    antiderivative's rise over the bin's width.
-    """
+    """Return the summed squared error for each candidate range [k]."""
     if not mass.size:
         return np.zeros(len(lows))
-    scale, zero = _scale_zero(lows, highs, levels)
-    u = edges / scale[:, None] + zero[:, None]
-    level = np.clip(np.rint(u), 0, levels - 1)
-    rest = u - level
-    rise = np.diff(level / 12 + rest**3 / 3, axis=1)
-    width = np.diff(u, axis=1)
-    # Where a bin is a point, or so narrow that the difference of the antiderivatives has no digits left, take the
-    # point.
-    narrow = width < 1e-5
-    per_unit = np.where(narrow, rest[:, 1:] ** 2, rise / np.where(narrow, 1.0, width))
-    summed: Array = np.maximum(per_unit, 0.0) @ mass
-    return summed * scale**2
+    width = np.diff(edges)
+    # The outer bins may be points, or so narrow that a difference of antiderivatives has no digits left.
+    narrow = width < 1e-9 * np.abs(edges).max()
+    density = np.where(narrow, 0.0, mass / np.where(narrow, 1.0, width))
+    points, weights = edges[1:][narrow], mass[narrow]
+    # Blocks whose temporaries stay in the cache.
+    block = max(1, _BLOCK // edges.size)
+    parts = [
+        _block_errors(edges, density, points, weights, lows[k : k + block], highs[k : k + block], levels)
+        for k in range(0, len(lows), block)
+    ]
+    return np.concatenate(parts)
+
+
+def _block_errors(
+    edges: Array, density: Array, points: Array, weights: Array, lows: Array, highs: Array, levels: int
+) -> Array:
+    """Return the summed squared error of the density between the edges and of the weights at the points.
+
+    In units of the scale, with j the nearest level, the error's antiderivative is j / 12 + (u - j)**3 / 3: every full
+    cell contributes 1/12, and the cube goes on growing past the last level.
+    """
+    scale = (highs - lows) / (levels - 1)
+    zero = np.rint(-lows / scale)
+
+    def rounded(x: Array) -> tuple[Array, Array]:
+        u = np.multiply.outer(1 / scale, x)
+        u += zero[:, None]
+        level = np.clip(np.rint(u), 0, levels - 1)
+        u -= level
+        return level, u
+
+    level, rest = rounded(edges)
+    antiderivative = rest * rest
+    antiderivative *= rest
+    antiderivative *= 4
+    antiderivative += level
+    spread: Array = np.diff(antiderivative, axis=1) @ density
+    summed = spread * scale**3 / 12
+    if points.size:
+        summed += (rounded(points)[1] ** 2 @ weights) * scale**2
+    return np.maximum(summed, 0.0)
 
 
 def _divergence(edges: Array, mass: Array, ends: tuple[float, float], levels: int) -> float:
