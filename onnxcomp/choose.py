@@ -15,6 +15,7 @@ from onnxcomp.contract import Candidate, Change, Context, Override, PassReport, 
 from onnxcomp.cost import Cost
 from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import names_of, replace_by_chain
+from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.graph.sites import Site, conv_sites
 from onnxcomp.options import replace_options
 from onnxcomp.runtime.sitebench import chain_speedups
@@ -49,6 +50,8 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
         for site in list(conv_sites(model, context.exclude)):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
             (skips if isinstance(outcome, Skip) else changes).append(outcome)  # type: ignore[arg-type]
+    if changes:
+        infer_shapes(model)
     return PassReport(tuple(changes), tuple(skips))
 
 

@@ -19,7 +19,7 @@ from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.lowrank import fit_tucker2, whitened_spectra
 from onnxcomp.numeric.moments import Moments
-from onnxcomp.numeric.ranks import energy_rank, keep_ranks, round_rank, tail_energy, tucker2_macs, weakened
+from onnxcomp.numeric.ranks import energy_rank, keep_ranks, round_rank, tucker2_macs, weakened
 from onnxcomp.numeric.tucker import Tucker2 as Factors
 from onnxcomp.numeric.tucker import balance, hooi, mode_spectra, unfold_in, unfold_out
 from onnxcomp.numeric.vbmf import evbmf_rank
@@ -33,25 +33,32 @@ Spectra = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 # ORT's blocked layout works on 16 channels at a time; one above a multiple of 16 is the worst case (methods, 15).
 _BLOCK = 16
-_FEW_CHANNELS = 16
+# A side of fewer channels is not factored (methods, 3.2); a convolution with fewer than _TINY on a side, such as the
+# first one of an image network, has no low rank at all.
+_NARROW = 16
+_TINY = 8
 
 
 @dataclass(frozen=True)
 class Tucker2(SitePass):
     """Replace a k x k convolution by 1x1, k x k and 1x1 ones on fewer channels (Tucker-2).
 
-    K[o,i,p,q] ~ sum_ab last[o,a] core[a,b,p,q] first[b,i] (Kim et al. 2016, eq. 5). The first 1x1 maps Ci to the input rank, the
-    core keeps kernel, strides, dilations and pads, the last 1x1 maps the output rank to Co and carries the bias. A side whose
-    rank is full has no 1x1 of its own (Tucker-1). Grouped convolutions are factored group by group with equal ranks.
+    K[o,i,p,q] ~ sum_ab last[o,a] core[a,b,p,q] first[b,i] (Kim et al. 2016, eq. 5). The first 1x1 maps Ci to the input
+    rank, the core keeps kernel, strides, dilations and pads, the last 1x1 maps the output rank to Co and carries the
+    bias. A side whose rank is full has no 1x1 of its own (Tucker-1). Grouped convolutions are factored group by group
+    with equal ranks.
 
-    With calibration data the factors minimise the error of the layer's output instead of its weight, given the inputs that the
-    already compressed layers before it produce (reduced-rank regression; Zhang et al. 2016, section 3.3), with a new bias.
+    With calibration data the factors minimise the error of the layer's output instead of its weight, given the inputs
+    that the already compressed layers before it produce (reduced-rank regression; Zhang et al. 2016, section 3.3),
+    with a new bias. ConvTranspose is always fitted to its weight.
 
-    Left alone, with the reason in the report: kernels of one tap, depthwise and narrow convolutions, weights that are shared,
-    not constant or not finite, ranks without gain, and, under the latency objective, sites that do not run faster.
+    Left alone, with the reason in the report: kernels of one tap, depthwise and narrow convolutions, weights that are
+    shared, not constant or not finite, ranks without gain, and, under the latency objective, sites that do not run
+    faster.
 
     Attributes:
-        rank: How ranks follow from the spectra of the two unfoldings: energy, vbmf (exact EVBMF; Nakajima et al. 2013) or weakened.
+        rank: How ranks follow from the spectra of the two unfoldings: energy, vbmf (exact EVBMF; Nakajima et al. 2013)
+            or weakened.
         energy: Share of the squared spectrum that each side keeps; with data, of the variance of the layer's output.
         weaken: How far `weakened` goes from the full rank (0) to the VBMF rank (1).
         keep: Fraction of each site's MACs to keep at most; the best split between both ranks is chosen.
@@ -91,20 +98,18 @@ class Tucker2(SitePass):
             return "the kernel is 1x1"
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise"
-        if max(per_in, per_out) <= _FEW_CHANNELS:
+        if max(per_in, per_out) <= _NARROW or min(per_in, per_out) < _TINY:
             return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
         return None
 
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
-        """Propose the chain of the chosen ranks, factored from the weights; refit() improves it where there are data."""
+        """Propose the chain of the chosen ranks, factored from the weights; refit() follows the data."""
         weights = _group_weights(site)
-        spectra = _mean_spectra(weights, None if gram is None else _with_targets(gram, site, weights))
-        ranks = self._ranks(site, weights, spectra, context)
+        ranks = self._ranks(site, weights, gram, context)
         if isinstance(ranks, Skip):
             return ranks
         factors = [hooi(w, *ranks) for w in weights]
-        error = _lost(spectra, ranks) if gram is not None else _relative_error(factors, weights)
-        return [_candidate(site, [balance(f) for f in factors], site.bias, error)]
+        return [_candidate(site, [balance(f) for f in factors], site.bias, _relative_error(factors, weights))]
 
     def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
         """Fit the factors of the chosen ranks to the layer's outputs, given the compressed prefix's inputs."""
@@ -116,41 +121,33 @@ class Tucker2(SitePass):
         bias = np.concatenate([f.bias for f in fits])
         return _candidate(site, factors, bias, float(np.mean([f.error for f in fits])))
 
-    def _ranks(self, site: Site, weights: list[Weight], spectra: Spectra, context: Context) -> Ranks | Skip:
+    def _ranks(self, site: Site, weights: list[Weight], gram: PatchGram | None, context: Context) -> Ranks | Skip:
         """Choose the ranks of a site; None stands for a side that keeps all its channels."""
         full = weights[0].shape[1], weights[0].shape[0]
         if self.ranks is not None:
             sides = _sides(self.ranks, weights[0])
-            return (
-                Skip(site.name, f"ranks {self.ranks} reach the full {full[0]}x{full[1]}")
-                if sides == (None, None)
-                else sides
-            )
+            both = sides == (None, None)
+            return Skip(site.name, f"ranks {self.ranks} reach the full {full[0]}x{full[1]}") if both else sides
         block = _BLOCK if context.objective == "latency" else 1
         if self.keep is not None:
-            kept = keep_ranks(
-                *full,
-                site.geometry.kernel,
-                *_positions(site),
-                self.keep,
-                block,
-                spectra,
-                transposed=site.geometry.transposed,
-            )
+            spectra = _mean_spectra(site, weights, gram)
+            kernel, positions, transposed = site.geometry.kernel, _positions(site), site.geometry.transposed
+            kept = keep_ranks(*full, kernel, *positions, self.keep, block, spectra, transposed=transposed)
             return kept or Skip(site.name, f"no ranks in steps of {block} keep {self.keep:g} of the MACs or less")
-        raw = self._rule(weights, spectra)
+        raw = self._rule(site, weights, gram)
         if 0 in raw:
             return Skip(site.name, f"{self.rank} finds nothing to keep (rank 0)")
-        ranks = tuple(round_rank(r, block, f, up=True) for r, f in zip(raw, full, strict=True))
+        ranks = [f if f < _NARROW else round_rank(r, block, f, up=True) for r, f in zip(raw, full, strict=True)]
         sides = _sides(f"{ranks[0]}x{ranks[1]}", weights[0])
         if _work(site, weights[0], sides) < _work(site, weights[0], (None, None)):
             return sides
-        what = f"rank {raw[0]}x{raw[1]}" + (f", in steps of {block} {ranks[0]}x{ranks[1]}," if ranks != raw else "")
+        what = f"rank {raw[0]}x{raw[1]}" + (f", rounded to {ranks[0]}x{ranks[1]}," if tuple(ranks) != raw else "")
         return Skip(site.name, f"no gain: {what} of {full[0]}x{full[1]} is past break-even")
 
-    def _rule(self, weights: list[Weight], spectra: Spectra) -> tuple[int, int]:
+    def _rule(self, site: Site, weights: list[Weight], gram: PatchGram | None) -> tuple[int, int]:
         """Ranks (input, output) before rounding, the largest over the groups."""
         if self.rank == "energy":
+            spectra = _mean_spectra(site, weights, gram)
             return energy_rank(spectra[0], self.energy), energy_rank(spectra[1], self.energy)
         found = [(evbmf_rank(unfold_in(w)).rank, evbmf_rank(unfold_out(w)).rank) for w in weights]
         rank_in, rank_out = max(i for i, _ in found), max(o for _, o in found)
@@ -179,19 +176,15 @@ def _with_targets(gram: PatchGram, site: Site, weights: list[Weight]) -> list[Mo
     ]
 
 
-def _mean_spectra(weights: list[Weight], moments: list[Moments] | None) -> Spectra:
-    """Input and output spectra, root mean square over the groups; whitened where there are moments."""
-    if moments is None:
+def _mean_spectra(site: Site, weights: list[Weight], gram: PatchGram | None) -> Spectra:
+    """Input and output spectra, root mean square over the groups; whitened where there are statistics."""
+    if gram is None:
         spectra = [mode_spectra(w) for w in weights]
     else:
+        moments = _with_targets(gram, site, weights)
         spectra = [whitened_spectra(w, m) for w, m in zip(weights, moments, strict=True)]
     rows = [np.sqrt(np.mean(np.square([s[side] for s in spectra]), axis=0)) for side in (0, 1)]
     return rows[0], rows[1]
-
-
-def _lost(spectra: Spectra, ranks: Ranks) -> float:
-    """Relative squared output error that the whitened spectra predict."""
-    return float(sum(tail_energy(s)[r] for s, r in zip(spectra, ranks, strict=True) if r is not None))
 
 
 def _relative_error(factors: list[Factors], weights: list[Weight]) -> float:
@@ -219,7 +212,7 @@ def _work(site: Site, weight: Weight, ranks: Ranks) -> int:
 
 
 def _candidate(site: Site, factors: list[Factors], bias: NDArray[np.floating] | None, error: float) -> Candidate:
-    """Write the factors of all groups as a chain; the bias rides on the last node, for an inner one is wrong at padded borders."""
+    """Write the factors of all groups as a chain; an inner bias would be wrong at padded borders, so the last has it."""
     geometry = site.geometry
     point = {k: v for k, v in geometry.pointlike().attributes().items() if k != "auto_pad"}
     tail = () if bias is None else (np.asarray(bias, np.float32),)
