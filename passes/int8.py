@@ -16,7 +16,28 @@ __all__ = ["Int8"]
 
 @dataclass(frozen=True)
 class Int8(Pass):
-    """Compute on 8-bit integers: calibrated Q/DQ pairs, int8 weights, int32 biases, placed so that the runtime fuses them."""
+    """Compute on 8-bit integers: calibrated uint8 activations and int8 weights, placed so that the runtime fuses them.
+
+    Writes QuantizeLinear/DequantizeLinear pairs around Conv, Gemm and MatMul with constant weights and around what lies
+    between them (residual Add, Concat, pools ...). Weights are int8 per output channel, biases int32. What the runtime
+    has no integer kernel for stays float, and so does what lies before the first and behind the last weighted node.
+    Refused, with the reason: weights that are not constant, not float32 or not finite, bodies of If, Loop and Scan,
+    models that are quantized already, targets without an int8 form.
+
+    Options:
+        calibration: Rule for activation ranges. ``auto`` takes ``mse`` or ``minmax``, whichever brings the outputs closer
+            to the original's on up to 64 samples.
+        percentile: For ``calibration=percentile``: percent of a tensor's values inside its range.
+        weights: Rule for weight scales: least squared error, or the largest weight.
+        bias_correction: Let biases make up for what rounding the weights does to a layer's mean output; ``auto``: where
+            there are real data.
+        reduce_range: 7-bit weights; ``auto``: where this processor's int8 products saturate (x86 without VNNI) and the
+            model is for it.
+        samples: Calibrate on at most that many samples; 0 takes all.
+
+    Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+    2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 14.
+    """
 
     name: ClassVar[str] = "int8"
 
@@ -42,5 +63,10 @@ class Int8(Pass):
 
     def _settings(self) -> Settings:
         return Settings(
-            self.calibration, self.percentile, self.weights, self.bias_correction, self.reduce_range, self.samples or None
+            self.calibration,
+            self.percentile,
+            self.weights,
+            self.bias_correction,
+            self.reduce_range,
+            self.samples or None,
         )

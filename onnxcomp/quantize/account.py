@@ -19,10 +19,13 @@ from onnxcomp.quantize.weighted import Weighted
 __all__ = ["changes"]
 
 
-def changes(plan: Plan, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters], rules: WeightRules) -> Iterator[Change]:
+def changes(
+    plan: Plan, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters], rules: WeightRules
+) -> Iterator[Change]:
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
-    Facts name the input's and the output's tensor, and give for each its range (low, high), the method that chose it, scale and zero point.
+    Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
+    chose it, scale and zero point.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)
@@ -39,7 +42,9 @@ def changes(plan: Plan, ranges: Mapping[str, Range], parameters: Mapping[str, Pa
         yield Change(other.site, f"{other.node.op_type} on uint8", nothing, nothing, facts=facts)
 
 
-def _facts(plan: Plan, node: ir.Node, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters]) -> dict[str, Value]:
+def _facts(
+    plan: Plan, node: ir.Node, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters]
+) -> dict[str, Value]:
     facts: dict[str, Value] = {}
     inputs = [v for v in dict.fromkeys(node.inputs) if v is not None and v.name in plan.tensors]
     for i, value in enumerate(inputs):

@@ -1,7 +1,8 @@
 """Write a plan into a model: Q/DQ pairs, int8 weights, int32 biases.
 
-Forms that onnxruntime fuses (checked by tests against the installed one): scalar scales, an explicit zero point of the same type,
-weights stored as int8 followed by a per-channel DequantizeLinear, biases as int32 at the scale input x weight.
+Forms that onnxruntime fuses (checked by tests against the installed one): scalar scales, an explicit zero point of the
+same type, weights stored as int8 followed by a per-channel DequantizeLinear, biases as int32 at the scale input x
+weight.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.graph.edit import ORIGIN, PASS, add_initializer, drop_unused, names_of, origin_of, unique_name
+from onnxcomp.graph.sites import geometry_of, static_shape
+from onnxcomp.quantize.correction import conv_shift, product_shift
 from onnxcomp.quantize.parameters import Parameters
 from onnxcomp.quantize.placement import Plan, Quantized
 from onnxcomp.quantize.weighted import Weighted
@@ -40,9 +43,9 @@ def emit(
     plan: Plan,
     parameters: Mapping[str, Parameters],
     rules: WeightRules,
-    shifts: Sequence[NDArray[np.float32] | None] | None = None,
+    means: Mapping[str, NDArray[np.float64]] | None = None,
     pass_name: str = "int8",
-) -> list[QuantizedWeight]:
+) -> None:
     """Quantize the model in place.
 
     Args:
@@ -50,33 +53,57 @@ def emit(
         plan: Where to quantize.
         parameters: Scale and zero point of every root of the plan.
         rules: How weights become int8.
-        shifts: For each of `plan.weighted` what is added to its bias, shape (channels,); None: nothing.
+        means: Channel means of the weighted nodes' inputs by tensor name, for bias correction; None: no correction.
         pass_name: Name of the pass, for provenance.
-
-    Returns:
-        The quantized weight of each of `plan.weighted`.
     """
     writer = _Writer(model.graph, pass_name)
-    biases = [_shifted(w, shifts[i] if shifts else None) for i, w in enumerate(plan.weighted)]
+    biases = [_bias(w) for w in plan.weighted]
     scales = [parameters[plan.root_of(w.node.inputs[0])].scale for w in plan.weighted]
-    roots = {name: plan.root_of(tensor.value) for name, tensor in plan.tensors.items()}  # names, before any is handed over
+    floors = _floors(plan.weighted, biases, scales)
+    weights = [_quantized(w, rules, floors[(w.weight.name, w.axis)]) for w in plan.weighted]
+    shifts = [_shift(w, weight, means or {}) for w, weight in zip(plan.weighted, weights, strict=True)]
+    roots = {
+        name: plan.root_of(tensor.value) for name, tensor in plan.tensors.items()
+    }  # names, before any is handed over
     for name, tensor in plan.tensors.items():
         writer.write_pair(tensor, roots[name], parameters[roots[name]])
-    floors = _floors(plan.weighted, biases, scales)
     writer.drop_unread()
-    weights = [writer.write_weight(w, rules, floors[(w.weight.name, w.axis)]) for w in plan.weighted]
-    for w, bias, scale, weight in zip(plan.weighted, biases, scales, weights, strict=True):
-        if bias is not None:
-            writer.write_bias(w, bias, scale, weight)
+    for w, bias, shift, scale, weight in zip(plan.weighted, biases, shifts, scales, weights, strict=True):
+        writer.write_weight(w, weight)
+        corrected = bias if shift is None else shift + (0 if bias is None else bias)
+        if corrected is not None:
+            writer.write_bias(w, corrected, scale, weight)
     drop_unused(model.graph, [v for w in plan.weighted for v in (w.weight, w.bias) if v is not None])
-    return weights
 
 
-def _shifted(w: Weighted, shift: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    bias = None if w.bias is None or w.bias.const_value is None else w.bias.const_value.numpy().reshape(-1)
-    if shift is None or w.node.op_type == "MatMul":
-        return bias
-    return shift if bias is None else (bias + shift).astype(np.float32)
+def _bias(w: Weighted) -> NDArray[np.float32] | None:
+    return None if w.bias is None or w.bias.const_value is None else w.bias.const_value.numpy().reshape(-1)
+
+
+def _quantized(w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None) -> QuantizedWeight:
+    assert w.weight.const_value is not None
+    return quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales, floors=floors)
+
+
+def _shift(
+    w: Weighted, weight: QuantizedWeight, means: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.float32] | None:
+    """The bias correction of one node; None where there is none, or no bias to put it into."""
+    source = w.node.inputs[0]
+    if (
+        source is None
+        or source.name is None
+        or source.name not in means
+        or w.node.op_type == "MatMul"
+        or w.weight.const_value is None
+    ):
+        return None
+    original = w.weight.const_value.numpy()
+    error = original - weight.restored()
+    if w.node.op_type == "Gemm":
+        return product_shift(error, means[source.name], w.axis)
+    shape = static_shape(source)
+    return conv_shift(error, means[source.name], geometry_of(w.node, original.shape, shape), shape[2:])
 
 
 def _floors(
@@ -103,7 +130,7 @@ class _Writer:
         self._constants: dict[tuple[str, int, int], ir.Value] = {}
         self._scales: dict[str, ir.Value] = {}
         self._dequantizers: list[ir.Node] = []
-        self._weights: dict[tuple[str | None, int], tuple[QuantizedWeight, ir.Value]] = {}
+        self._weights: dict[tuple[str | None, int], ir.Value] = {}
 
     def write_pair(self, tensor: Quantized, root: str, parameters: Parameters) -> None:
         """Insert Q and DQ behind a tensor and let its readers read the dequantized value."""
@@ -119,10 +146,14 @@ class _Writer:
             stored = value
             stored.name = unique_name(self.graph, f"{name}.quantized", self.taken)
         else:
-            made.append(self._node("QuantizeLinear", [value, scale, zero], f"{name}.quantize", f"{name}.quantized", origin))
+            made.append(
+                self._node("QuantizeLinear", [value, scale, zero], f"{name}.quantize", f"{name}.quantized", origin)
+            )
             stored = made[0].outputs[0]
-        stored.type, stored.shape = ir.TensorType(ir.DataType.UINT8), value.shape
-        made.append(self._node("DequantizeLinear", [stored, scale, zero], f"{name}.dequantize", f"{name}.dequantized", origin))
+        stored.type = ir.TensorType(ir.DataType.UINT8)
+        made.append(
+            self._node("DequantizeLinear", [stored, scale, zero], f"{name}.dequantize", f"{name}.dequantized", origin)
+        )
         result = made[-1].outputs[0]
         result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
         if anchor is None:
@@ -156,28 +187,27 @@ class _Writer:
         """Let a Pad node work on the integers behind its dequantized input; the fill value is then the zero point."""
         source = node.inputs[0].producer() if node is not None and node.inputs[0] is not None else None
         assert node is not None and source is not None
-        node.replace_input_with(0, source.inputs[0])  # drop_unread() removes the pair's second half if it was for this one alone
+        node.replace_input_with(
+            0, source.inputs[0]
+        )  # drop_unread() removes the pair's second half if it was for this one alone
         if node.attributes.get_string("mode", "constant") == "constant":
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, fill)
 
-    def write_weight(self, w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None) -> QuantizedWeight:
-        """Replace a float weight by int8 and DequantizeLinear; a shared one is quantized once."""
+    def write_weight(self, w: Weighted, quantized: QuantizedWeight) -> None:
+        """Replace a float weight by int8 and DequantizeLinear; a shared one is written once."""
         key = (w.weight.name, w.axis)
         if key not in self._weights:
-            assert w.weight.const_value is not None
-            quantized = quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales, floors=floors)
             name = w.weight.name or "weight"
             values = self._initializer(f"{name}.quantized", quantized.values)
             scales = self._initializer(f"{name}.scale", quantized.scales)
             inputs = [values, scales, self._zeros(np.int8, len(quantized.scales))]
-            node = self._node("DequantizeLinear", inputs, f"{name}.dequantize", f"{name}.dequantized", w.site, axis=w.axis)
-            self._typed_like(node.outputs[0], w.weight)
+            node = self._node(
+                "DequantizeLinear", inputs, f"{name}.dequantize", f"{name}.dequantized", w.site, axis=w.axis
+            )
             self.graph.insert_before(w.node, [node])
-            self._weights[key] = quantized, node.outputs[0]
-        quantized, result = self._weights[key]
-        w.node.replace_input_with(1, result)
-        return quantized
+            self._weights[key] = node.outputs[0]
+        w.node.replace_input_with(1, self._weights[key])
 
     def write_bias(self, w: Weighted, bias: NDArray[np.float32], input_scale: float, weight: QuantizedWeight) -> None:
         """Give a node its bias as int32 and DequantizeLinear."""
@@ -187,7 +217,6 @@ class _Writer:
         scales = self._initializer(f"{name}.scale", quantized.scales)
         inputs = [values, scales, self._zeros(np.int32, len(quantized.scales))]
         node = self._node("DequantizeLinear", inputs, f"{name}.dequantize", f"{name}.dequantized", w.site, axis=0)
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(bias.shape)
         self.graph.insert_before(w.node, [node])
         if len(w.node.inputs) < 3:
             w.node.resize_inputs(3)
@@ -201,7 +230,9 @@ class _Writer:
     def _zero_point(self, parameters: Parameters) -> ir.Value:
         key = ("uint8", parameters.zero_point, 0)
         if key not in self._constants:
-            self._constants[key] = self._initializer(f"zero_point.{parameters.zero_point}", np.array(parameters.zero_point, np.uint8))
+            self._constants[key] = self._initializer(
+                f"zero_point.{parameters.zero_point}", np.array(parameters.zero_point, np.uint8)
+            )
         return self._constants[key]
 
     def _zeros(self, dtype: type[np.int8] | type[np.int32], count: int) -> ir.Value:
@@ -225,7 +256,3 @@ class _Writer:
     def _origin(self, value: ir.Value) -> str:
         producer = value.producer()
         return (value.name or "") if producer is None else origin_of(producer)
-
-    @staticmethod
-    def _typed_like(value: ir.Value, other: ir.Value) -> None:
-        value.type, value.shape = other.type, other.shape

@@ -47,8 +47,8 @@ class Parameters:
 def affine(low: float, high: float, limits: Limits) -> Parameters:
     """Return the uint8 parameters whose range holds 0 and covers [low, high] within `limits`.
 
-    Under limits the result makes the activation redundant: both bounds, quantized, saturate the type. A range of width 0 (a dead
-    tensor) gets the scale 1/255.
+    Under limits the result makes the activation redundant: both bounds, quantized, saturate the type. A range of width
+    0 (a dead tensor) gets the scale 1/255.
 
     Raises:
         ValueError: A bound is NaN or infinite.
@@ -74,5 +74,7 @@ def _redundant(scale: np.float32, zero_point: int, limits: Limits) -> bool:
 
 def uncut(values: NDArray[np.float32], parameters: Parameters) -> NDArray[np.float32]:
     """Quantize and dequantize, as the runtime does."""
-    levels = np.clip(np.round(values / np.float32(parameters.scale)) + parameters.zero_point, 0, _LEVELS)
+    levels: NDArray[np.float32] = np.clip(
+        np.round(values / np.float32(parameters.scale)) + parameters.zero_point, 0, _LEVELS
+    )
     return ((levels - parameters.zero_point) * np.float32(parameters.scale)).astype(np.float32)

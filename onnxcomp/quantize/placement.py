@@ -1,20 +1,25 @@
-"""Where a model gets quantized: which nodes compute on integers, which tensors get a Q/DQ pair, and why the rest stays float.
+"""Where a model gets quantized: which nodes compute on integers, which tensors get a Q/DQ pair, and why the rest stays
+float.
 
-A runtime fuses ``DequantizeLinear -> op -> QuantizeLinear`` into one integer kernel. A pair that does not fuse costs more than
-it saves, so the rule is: integers start and end at a weighted node (Conv, Gemm, MatMul), and what lies between two of them
-(residual Add, Concat, pools, reshapes) joins in if the runtime has a kernel for it. Heads and tails stay float.
+A runtime fuses ``DequantizeLinear -> op -> QuantizeLinear`` into one integer kernel. A pair that does not fuse costs
+more than it saves, so the rule is: integers start and end at a weighted node (Conv, Gemm, MatMul), and what lies
+between two of them (residual Add, Concat, pools, reshapes) joins in if the runtime has a kernel for it. Heads and tails
+stay float.
 
 1. Every weighted node that can be quantized is; so are its data input and, where the runtime asks for it, its output.
 2. Another operator of the scheme joins if something it reads is quantized and its result leads to a weighted node.
-3. Relu and Clip right after an integer node vanish: their output is quantized in place of the node's, with a range that makes them
-   redundant. Anything else (Sigmoid apart) reads the dequantized value in float.
-4. Operators that only move values share the scale and zero point of their input. Pad, which has no fused form, is computed on the
-   stored integers themselves.
+3. Relu and Clip right after an integer node vanish: their output is quantized in place of the node's, with a range that
+   makes them redundant. Anything else (Sigmoid apart) reads the dequantized value in float.
+4. Operators that only move values share the scale and zero point of their input. Pad, which has no fused form, is
+   computed on the stored integers themselves. What only a Concat reads is stored at the scale of its result, so that it
+   is rounded once, not twice.
+5. A small matrix product that ends the network stays float: it costs nothing there, and its rounding would be the last
+   word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -23,10 +28,15 @@ from onnxcomp.contract import Skip
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.sites import is_default_domain
 from onnxcomp.quantize.parameters import Limits
+from onnxcomp.quantize.rules import can_join, guaranteed
 from onnxcomp.quantize.weighted import WEIGHTED, Weighted, already_quantized, nested_skips, weighted_or_reason
 from onnxcomp.targets.target import Scheme
 
 __all__ = ["IntegerNode", "Plan", "Quantized", "place"]
+
+
+# Weights of a product that takes microseconds in float.
+_SMALL_HEAD = 1 << 14
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +45,8 @@ class Quantized:
 
     Attributes:
         value: The float tensor.
-        root: The tensor whose range it shares; itself unless an operator that only moves values made it.
+        root: The tensor whose range it shares (see Plan.root_of): itself, the input of the operator that only moved its
+            values, or the result of the Concat that alone reads it.
         limits: What an absorbed activation guarantees; kept at the root.
         stored: Whether its producer (Pad) writes the integers itself.
         closed: Whether every reader, float ones included, reads the dequantized value, as an integer producer demands.
@@ -66,7 +77,8 @@ class Plan:
         weighted: Nodes with weights, in graph order.
         others: Integer nodes without weights, in graph order.
         tensors: Quantized tensors by name, in graph order.
-        outputs: Node to the tensors that hold its quantized results (behind an absorbed activation); absent where it stays float.
+        outputs: Node to the tensors that hold its quantized results (behind an absorbed activation); absent where it
+            stays float.
         skips: Weighted nodes that stay float, and why.
     """
 
@@ -81,13 +93,15 @@ class Plan:
         """Names of the tensors whose ranges have to be measured, in graph order."""
         return [name for name, tensor in self.tensors.items() if tensor.root is tensor.value]
 
-
     def root_of(self, value: ir.Value | None) -> str:
         """Name of the tensor whose range a quantized tensor uses."""
         assert value is not None and value.name
-        root = self.tensors[value.name].root.name
-        assert root
-        return root
+        tensor = self.tensors[value.name]
+        while tensor.root is not tensor.value:
+            assert tensor.root.name
+            tensor = self.tensors[tensor.root.name]
+        assert tensor.value.name
+        return tensor.value.name
 
 
 def place(model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str | None] = lambda node: None) -> Plan:
@@ -104,14 +118,18 @@ def place(model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str | Non
     placer.mark(model.graph)
     return Plan(
         weighted=tuple(weighted),
-        others=tuple(IntegerNode(n, origin_of(n)) for n in model.graph if n in placer.chosen and n not in placer.weighted),
+        others=tuple(
+            IntegerNode(n, origin_of(n)) for n in model.graph if n in placer.chosen and n not in placer.weighted
+        ),
         tensors=placer.tensors,
         outputs=placer.outputs,
         skips=(*skips, *nested_skips(model)),
     )
 
 
-def _weighted(model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str | None]) -> tuple[list[Weighted], list[Skip]]:
+def _weighted(
+    model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str | None]
+) -> tuple[list[Weighted], list[Skip]]:
     found: list[Weighted] = []
     skips: list[Skip] = []
     foreign = already_quantized(model)
@@ -120,12 +138,35 @@ def _weighted(model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str |
             if node.op_type.startswith(("QLinearConv", "QLinearMatMul", "QGemm")):
                 skips.append(Skip(origin_of(node), "already quantized"))
             continue
-        result = refuse(node) or ("the model is already quantized" if foreign else None) or weighted_or_reason(node, scheme)
+        result = (
+            refuse(node) or ("the model is already quantized" if foreign else None) or weighted_or_reason(node, scheme)
+        )
         if isinstance(result, Weighted):
             found.append(result)
         else:
             skips.append(Skip(origin_of(node), result))
-    return found, skips
+    heads = _small_heads(model.graph, found)
+    skips.extend(
+        Skip(w.site, "a small product that ends the network: int8 gains no time there and costs accuracy")
+        for w in heads
+    )
+    return [w for w in found if w not in heads], skips
+
+
+def _small_heads(graph: ir.Graph, weighted: list[Weighted]) -> list[Weighted]:
+    """Matrix products of few weights with no weighted node behind them."""
+    nodes = {w.node for w in weighted}
+    leading: set[ir.Node] = set()
+    for node in reversed(graph):
+        if any(user in nodes or user in leading for out in node.outputs for user, _ in out.uses()):
+            leading.add(node)
+    return [
+        w for w in weighted if w.node.op_type != "Conv" and w.node not in leading and _size(w.weight) <= _SMALL_HEAD
+    ]
+
+
+def _size(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.size
 
 
 class _Placer:
@@ -164,7 +205,11 @@ class _Placer:
                 continue
             for value in self._data(node):
                 self._tensor(value).readers.append(node)
-            if node in self.weighted and node.op_type not in self.scheme.output_required and not self._leads(node.outputs[0]):
+            if (
+                node in self.weighted
+                and node.op_type not in self.scheme.output_required
+                and not self._leads(node.outputs[0])
+            ):
                 continue
             for out in node.outputs:
                 self._mark_output(node, out)
@@ -175,23 +220,39 @@ class _Placer:
         tensor.closed = True
         self.outputs.setdefault(node, []).append(last)
         if node.op_type in self.scheme.passing or node.op_type in self.scheme.stored:
-            source = self._data(node)[0]
-            tensor.root = self._tensor(source).root
+            tensor.root = self._data(node)[0]
             tensor.stored = node.op_type in self.scheme.stored
         else:
             tensor.limits = limits
+        if node.op_type == "Concat":
+            self._unify(node, tensor)
+
+    def _unify(self, concat: ir.Node, result: Quantized) -> None:
+        """Store what only a Concat reads at the scale of its result.
+
+        Only where all inputs have the same limits: a Relu that vanished into zero point 0 must find it there.
+        """
+        inputs = [self._tensor(v) for v in dict.fromkeys(self._data(concat))]
+        if any(t.limits != inputs[0].limits or t.root is not t.value for t in inputs):
+            return
+        for tensor in inputs:
+            if len(tensor.value.uses()) == 1 and not tensor.value.is_graph_output():
+                tensor.root = result.value
+                result.limits = tensor.limits if result.limits.open else result.limits
 
     def _tensor(self, value: ir.Value) -> Quantized:
         assert value.name
         return self.tensors.setdefault(value.name, Quantized(value, value))
 
     def _behind(self, out: ir.Value, node: ir.Node) -> tuple[ir.Value, Limits]:
-        """The value behind an activation that vanishes after `node`, and what the activation guarantees; else `out` itself."""
+        """The value behind an activation that vanishes after `node`, and what that guarantees; else `out` itself."""
         users = list(out.uses())
         if node.op_type in self.scheme.passing or len(users) != 1 or out.is_graph_output():
             return out, Limits()
         user = users[0][0]
-        limits = _limits(user) if user.graph is node.graph and is_default_domain(user, *self.scheme.absorbed) else None
+        limits = (
+            guaranteed(user) if user.graph is node.graph and is_default_domain(user, *self.scheme.absorbed) else None
+        )
         if limits is None or user in self.refused:
             return out, Limits()
         return user.outputs[0], limits
@@ -207,65 +268,9 @@ class _Placer:
             return False
         if any(v is None or v.is_initializer() or v.dtype not in (None, ir.DataType.FLOAT) for v in self._data(node)):
             return False
-        return _JOINS.get(node.op_type, _always)(node)
+        return can_join(node)
 
     def _data(self, node: ir.Node) -> list[ir.Value]:
         """The inputs that carry activations (and not shapes, indices, weights)."""
         inputs = node.inputs if node.op_type in ("Add", "Mul", "Concat") else node.inputs[:1]
         return [v for v in inputs if v is not None]
-
-
-def _limits(node: ir.Node) -> Limits | None:
-    """What Relu or Clip guarantees; None where the bounds are not constant or do not hold 0."""
-    if node.op_type == "Relu":
-        return Limits(low=0.0)
-    bounds = [_scalar(v) for v in _optional(node.inputs[1:3])]
-    if any(b is None for b, v in zip(bounds, _optional(node.inputs[1:3]), strict=True) if v is not None):
-        return None
-    low, high = bounds
-    limits = Limits() if low is None and high is None else Limits(-float("inf") if low is None else low, float("inf") if high is None else high)
-    return limits if limits.low <= 0.0 < limits.high else None
-
-
-def _optional(values: Iterable[ir.Value | None]) -> list[ir.Value | None]:
-    return ([*values] + [None, None])[:2]
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    if value is None or value.const_value is None or value.is_graph_input() or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(()))
-
-
-def _always(node: ir.Node) -> bool:
-    del node
-    return True
-
-
-def _single_output(node: ir.Node) -> bool:
-    return sum(bool(v.name) for v in node.outputs) == 1
-
-
-def _undilated(node: ir.Node) -> bool:
-    return all(d == 1 for d in node.attributes.get_ints("dilations", (1,)))
-
-
-def _within_range(node: ir.Node) -> bool:
-    """Cubic interpolation overshoots, so that its result does not share its input's range."""
-    return node.attributes.get_string("mode", "nearest") in ("nearest", "linear")
-
-
-def _pads_zero(node: ir.Node) -> bool:
-    """Only pads with 0 (or mirrored values) can be written on the integers."""
-    if node.attributes.get_string("mode", "constant") != "constant":
-        return True
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    return value is None or _scalar(value) == 0.0
-
-
-_JOINS: dict[str, Callable[[ir.Node], bool]] = {
-    "MaxPool": _single_output,
-    "AveragePool": _undilated,
-    "Resize": _within_range,
-    "Pad": _pads_zero,
-}

@@ -1,7 +1,7 @@
 """Whether this processor multiplies int8 without saturating.
 
-``vpmaddubsw`` (AVX2, AVX-512 without VNNI) adds pairs of uint8 x int8 products in int16, which overflows for large weights; with
-7-bit weights it cannot. VNNI accumulates in int32.
+``vpmaddubsw`` (AVX2, AVX-512 without VNNI) adds pairs of uint8 x int8 products in int16, which overflows for large
+weights; with 7-bit weights it cannot. VNNI accumulates in int32.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class Weighted:
 def already_quantized(model: ir.Model) -> bool:
     """Whether someone quantized the model's activations before (QDQ or QOperator form, contrib operators included)."""
     return any(
-        node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QGemm", "QAttention")) for node in model.graph.all_nodes()
+        node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QGemm", "QAttention"))
+        for node in model.graph.all_nodes()
     )
 
 

@@ -14,7 +14,11 @@ WeightScales = Literal["mse", "minmax"]
 
 # A bias this large, added to products that also fit 2**30, cannot overflow the int32 accumulator.
 _BIAS_LIMIT = 2.0**30
-_SHRINKS = np.linspace(1.0, 0.5, 51)
+_SHRINKS = np.linspace(1.0, 0.7, 31)
+# Distance from a multiple, in steps, that float32 rounding explains.
+_GRID_TOLERANCE = 1e-3
+# Entries a channel that are looked at for a grid.
+_PROBE = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +43,12 @@ class QuantizedBias:
 
 
 def quantize_weight(
-    weight: NDArray[np.float32], axis: int, *, bits: int = 8, method: WeightScales = "mse", floors: NDArray[np.float64] | None = None
+    weight: NDArray[np.float32],
+    axis: int,
+    *,
+    bits: int = 8,
+    method: WeightScales = "mse",
+    floors: NDArray[np.float64] | None = None,
 ) -> QuantizedWeight:
     """Quantize symmetrically along `axis`.
 
@@ -57,12 +66,33 @@ def quantize_weight(
     peaks = np.abs(rows).max(axis=1, initial=0.0)
     scales = np.where(peaks > 0, peaks / top, 1.0 / top)
     if method == "mse":
-        scales = scales * _best_shrink(rows, scales, top)
+        grid = _grid_steps(rows, peaks, top)
+        scales = np.where(np.isnan(grid), scales * _best_shrink(rows, scales, top), grid)
     if floors is not None:
         scales = np.maximum(scales, floors)
     scales32 = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
     levels = np.clip(np.round(weight / _along(scales32, weight.ndim, axis)), -top, top)
     return QuantizedWeight(levels.astype(np.int8), scales32, axis)
+
+
+def _grid_steps(rows: NDArray[np.float64], peaks: NDArray[np.float64], top: int) -> NDArray[np.float64]:
+    """Return for each channel the step of which all its values are multiples, at most `top` of them; NaN where there is
+    none.
+
+    Weights that were quantized and dequantized once lie on such a grid; with its step they are represented exactly.
+    """
+    steps = np.full(len(rows), np.nan)
+    probe = rows[:, :_PROBE]
+    for count in range(1, top + 1):
+        step = np.where(peaks > 0, peaks / count, 1.0)
+        levels = probe / step[:, None]
+        close = np.abs(levels - np.round(levels)).max(axis=1, initial=0.0) < _GRID_TOLERANCE
+        found = close & np.isnan(steps) & (peaks > 0)
+        if found.any():
+            levels = rows[found] / step[found][:, None]
+            exact = np.abs(levels - np.round(levels)).max(axis=1) < _GRID_TOLERANCE
+            steps[np.flatnonzero(found)[exact]] = step[found][exact]
+    return steps
 
 
 def _best_shrink(rows: NDArray[np.float64], scales: NDArray[np.float64], top: int) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Fusion proof: what ONNX Runtime really makes of each node, read off its own optimised graph.
 
-The model is loaded with every optimisation, the runtime's graph is dumped and read back. To survive the renaming that fusions do, the
-copy that is loaded has a token in every node and value name; a kernel carries the token of what it was made from.
+The model is loaded with every optimisation, the runtime's graph is dumped and read back. To survive the renaming that
+fusions do, the copy that is loaded has a token in every node and value name; a kernel carries the token of what it was
+made from.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class NodeFate:
 
 
 def fusion_proof(model: ir.Model) -> tuple[NodeFate, ...]:
-    """Load the model in ONNX Runtime and report every weighted node, and every other node between Q and DQ, in graph order.
+    """Load the model in ONNX Runtime and report every weighted node, and every other node between Q and DQ, in graph
+    order.
 
     Raises:
         ModelError: The runtime cannot load the model.
@@ -78,7 +80,9 @@ def _fate(node: ir.Node, kernels: _Kernels, number: dict[ir.Node, int]) -> NodeF
         return NodeFate(name, node.op_type, "", False, reason)
     if kernels.integer(found):
         return NodeFate(name, node.op_type, found.op_type, True, "")
-    return NodeFate(name, node.op_type, _kernel_name(found), False, reason_for_float(node) or "the runtime did not fuse it")
+    return NodeFate(
+        name, node.op_type, _kernel_name(found), False, reason_for_float(node) or "the runtime did not fuse it"
+    )
 
 
 def _is_watched(node: ir.Node) -> bool:
@@ -88,7 +92,7 @@ def _is_watched(node: ir.Node) -> bool:
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes in a fixed order, bodies included; nodes of functions have no counterpart (the runtime inlines them)."""
+    """All nodes in a fixed order, bodies included; functions are left out (the runtime inlines them)."""
     yield from model.graph.all_nodes()
 
 
@@ -138,7 +142,9 @@ class _Kernels:
             if node.op_type in _PLUMBING:
                 continue
             self._note(self._by_name, node.name or "", node)
-            for value in () if node.op_type == "Transpose" else node.outputs:  # a change of layout bears its source's name
+            for value in (
+                () if node.op_type == "Transpose" else node.outputs
+            ):  # a change of layout bears its source's name
                 self._note(self._by_output, value.name or "", node)
 
     @staticmethod

@@ -10,12 +10,38 @@ __all__ = ["is_quantized_kernel", "reason_for_float", "touches_pairs"]
 # Operators for which the CPU provider has an integer kernel or drops the pair around them.
 _INTEGER_OPS = frozenset(
     {
-        *("Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax", "Where"),
-        *("Split", "Resize", "MaxPool", "ReduceMax", "ReduceMin", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"),
+        *(
+            "Conv",
+            "MatMul",
+            "Gemm",
+            "Add",
+            "Mul",
+            "Concat",
+            "AveragePool",
+            "GlobalAveragePool",
+            "LeakyRelu",
+            "Sigmoid",
+            "Softmax",
+            "Where",
+        ),
+        *(
+            "Split",
+            "Resize",
+            "MaxPool",
+            "ReduceMax",
+            "ReduceMin",
+            "Reshape",
+            "Transpose",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+        ),
         *("Slice", "Gather", "GatherElements", "Expand", "Tile", "ArgMax"),
     }
 )
-_SAME_SCALE = frozenset({"Split", "Resize", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather"})
+_SAME_SCALE = frozenset(
+    {"Split", "Resize", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather"}
+)
 _WEIGHTED = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
 _OUTPUT_OPTIONAL = frozenset({"Gemm", "MatMul"})
 _KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "QAttention")
@@ -34,7 +60,7 @@ def touches_pairs(node: ir.Node) -> bool:
 
 
 def reason_for_float(node: ir.Node) -> str:
-    """Return which rule of ``DequantizeLinear -> op -> QuantizeLinear`` a node breaks; "" where none is seen to be broken."""
+    """Return which rule of ``DequantizeLinear -> op -> QuantizeLinear`` a node breaks; "" where none is seen."""
     if node.op_type not in _INTEGER_OPS:
         return f"the runtime has no integer kernel for {node.op_type}"
     inputs = _inputs_reason(node)
@@ -45,7 +71,13 @@ def _inputs_reason(node: ir.Node) -> str:
     if node.op_type in _WEIGHTED and not any(_dequantize(v) is not None for v in node.inputs[:2]):
         return "not quantized"
     data = node.inputs[:2] if node.op_type in _WEIGHTED or node.op_type in ("Add", "Mul") else node.inputs
-    if node.op_type in _SAME_SCALE or node.op_type in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"):
+    if node.op_type in _SAME_SCALE or node.op_type in (
+        "AveragePool",
+        "GlobalAveragePool",
+        "LeakyRelu",
+        "Sigmoid",
+        "Softmax",
+    ):
         data = node.inputs[:1]
     for i, value in enumerate(data):
         pair = _dequantize(value)
@@ -57,7 +89,9 @@ def _inputs_reason(node: ir.Node) -> str:
         return f"its input {value.name!r} is not quantized"
     pair = _dequantize(node.inputs[0])
     if pair is not None and _is_branching_int8(pair):
-        return "its input is int8 and has several readers: x86 kernels want uint8, and only unbranched pairs are rewritten"
+        return (
+            "its input is int8 and has several readers: x86 kernels want uint8, and only unbranched pairs are rewritten"
+        )
     return ""
 
 

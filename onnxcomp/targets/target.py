@@ -28,7 +28,8 @@ _MODULES = {
 class Scheme:
     """How a runtime wants an int8 model written.
 
-    Operators are named by their ONNX type. Three sets say what the runtime computes on integers; any other operator stays float.
+    Operators are named by their ONNX type. Three sets say what the runtime computes on integers; any other operator
+    stays float.
 
     Attributes:
         activation: Storage type of activations.
@@ -37,7 +38,8 @@ class Scheme:
         output_required: Those of `weighted` that only fuse when their output is quantized too.
         arithmetic: Operators whose inputs and output may have different scales.
         passing: Operators that only move values, with an input and an output of the very same scale and zero point.
-        stored: Operators that are computed on the stored integers themselves, between the Q and the DQ, as they have no fused form.
+        stored: Operators that are computed on the stored integers themselves, between the Q and the DQ, as they have no
+            fused form.
         absorbed: Activations that vanish into the quantization after them when the range makes them redundant.
         bias: Type in which biases are stored.
         minimum_opset: The oldest opset in which the form is legal (per-channel scales need 13).
