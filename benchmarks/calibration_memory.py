@@ -4,8 +4,8 @@ usage: calibration_memory.py [--quick]
 
 Every row runs in a process of its own, from a .npy file of preprocessed images, on the tensors that ORT's calibrator
 watches; its memory is the peak resident set less that of a process which imports the libraries, loads the model and
-runs one sample. CPU seconds are the fairer ones where the machine is shared. Prints a Markdown table. Models and images come
-from ../shared beside the repository; --quick runs 64 images of resnet32 alone.
+runs one sample. CPU seconds are the fairer ones where the machine is shared. Prints a Markdown table. Models and images
+come from ../shared beside the repository; --quick runs 64 images of resnet32 alone.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def watched(path: str) -> list[str]:
 
 
 def collect_with_ort(calibrate: Any, path: str, data: str, feeds: Any) -> None:
-    class Reader(calibrate.CalibrationDataReader):
+    class Reader:
         def __init__(self) -> None:
             # Its entropy calibrator refuses batches of different lengths.
             array = np.load(data, mmap_mode="r")
