@@ -81,9 +81,8 @@ def main() -> int:
     for stage, start, end in zip(("load", "fold", "save"), marks, marks[1:], strict=False):
         print(f"{stage:5} {end - start:6.2f} s")
     total = marks[-1] - marks[0]
-    print(
-        f"total {total:6.2f} s (limit {LIMIT_S:.0f} s), processor {busy:.2f} s, {before} -> {len(model.graph)} nodes, {len(lines)} changes"
-    )
+    print(f"total {total:6.2f} s, limit {LIMIT_S:.0f} s; processor {busy:.2f} s")
+    print(f"{before} -> {len(model.graph)} nodes, {len(lines)} changes")
     return int(total > LIMIT_S)
 
 
