@@ -195,3 +195,18 @@ def test_permissions_and_links(tmp_path: Path) -> None:
     os.umask(umask)
     modelio.save(modelio.from_proto(build()), tmp_path / "new.onnx")
     assert (tmp_path / "new.onnx").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real models of ../shared are not here")
+def test_real_models_stay_valid_and_grow_by_nothing(tmp_path: Path) -> None:
+    files = sorted(SHARED.glob("*.onnx"))
+    assert files
+    for file in files:
+        out = tmp_path / "out.onnx"
+        modelio.save(modelio.load(file), out)
+        onnx.checker.check_model(out)
+        assert out.stat().st_size <= file.stat().st_size + 64, file.name  # defaults written out

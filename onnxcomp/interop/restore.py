@@ -45,10 +45,6 @@ def _restore_inputs(model: ir.Model, like: ir.Model) -> None:
         if name not in graph.initializers and not value.uses() and not value.is_graph_output():
             fresh = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
             graph.register_initializer(fresh)
-    for name in [name for name in like.graph.initializers if name in graph.initializers]:
-        graph.initializers[name] = graph.initializers.pop(name)  # to the end: the original order comes back
-    for name in [name for name in graph.initializers if name not in like.graph.initializers]:
-        graph.initializers[name] = graph.initializers.pop(name)
     present = {value.name: value for value in graph.inputs}
     known = {value.name for value in like.graph.inputs}
     ordered = [
@@ -67,6 +63,10 @@ def _restore_inputs(model: ir.Model, like: ir.Model) -> None:
 def _restore_graph(graph: ir.Graph, like: ir.Graph, pass_name: str) -> None:
     graph.doc_string = like.doc_string
     graph.metadata_props.update(like.metadata_props)
+    kept = [name for name in like.initializers if name in graph.initializers]
+    added = [name for name in graph.initializers if name not in like.initializers]
+    for name in (*kept, *added):
+        graph.initializers[name] = graph.initializers.pop(name)  # to the end, one by one: the original order comes back
     before = _values(like)
     for name, value in _values(graph).items():
         if name in before:
