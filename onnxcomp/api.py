@@ -21,7 +21,7 @@ from onnxcomp.cost import model_cost
 from onnxcomp.data import Feeds, Preprocess, open_feeds, overlap, synthetic_feeds
 from onnxcomp.errors import DataError, InputError
 from onnxcomp.evaluate import Quality, evaluate
-from onnxcomp.graph.fold import fold, raise_opset
+from onnxcomp.graph.fold import canonicalise
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
 from onnxcomp.registry import build_pipeline
@@ -34,7 +34,6 @@ RECIPE = "onnxcomp.recipe"
 VERSION = "onnxcomp.version"
 
 _FEW = 64
-_MIN_OPSET = 17
 # Without evaluation data the outputs are compared on this many calibration samples.
 _COMPARED = 256
 
@@ -110,8 +109,8 @@ def optimize(
         raise InputError("--max-drop needs labelled evaluation data; give --eval with labels, or use --min-sqnr")
     tell("canonicalise")
     start = original.clone()
-    raised = raise_opset(start, _MIN_OPSET)
-    folded = (*((raised,) if raised else ()), *fold(start))
+    log = canonicalise(start)
+    warnings += log.remarks
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
             aim,
@@ -135,7 +134,7 @@ def optimize(
         recipe=recipe,
         data=_described(feeds, stand_in),
         synthetic=feeds is None,
-        folded=folded,
+        folded=log.lines,
         steps=steps,
         before=replace(_snapshot(original, before), cost=model_cost(start)),
         after=_snapshot(final, after),
