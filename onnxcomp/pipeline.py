@@ -15,7 +15,7 @@ from onnxcomp.evaluate import Quality
 from onnxcomp.options import spec_of
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup, paired
-from onnxcomp.verify import check_outputs, check_structure, signature_of
+from onnxcomp.verify import check_outputs, check_structure
 
 __all__ = ["Choices", "PipelineReport", "Plan", "Progress", "Snapshot", "Step", "run_passes", "time_models"]
 
@@ -151,14 +151,14 @@ def _run_one(item: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, S
 
 
 def _verify(trial: ir.Model, model: ir.Model, context: Context) -> None:
-    check_structure(trial, signature_of(model))
+    check_structure(trial, model)
     feeds = context.data or context.stand_in
     if feeds is not None:
         check_outputs(trial, model, feeds.first(1))
 
 
 def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tuple[Speedup | None, str]:
-    """Time the result against its predecessor, both as the later passes would leave them; say why it must go, if it must."""
+    """Time the result against its predecessor, both as the later passes would leave them; say why it must go."""
     if item.saves == "nothing" or context.replay is not None:
         return None, ""
     speedup = time_models(_rehearsed(model, context), _rehearsed(trial, context), context)

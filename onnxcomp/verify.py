@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,28 +36,38 @@ def signature_of(model: ir.Model) -> Signature:
     return Signature(tuple(entry(v) for v in graph.inputs), tuple(entry(v) for v in graph.outputs))
 
 
-def check_structure(model: ir.Model, before: Signature) -> None:
-    """Check that a model is valid ONNX and kept its signature.
+def check_structure(model: ir.Model, before: ir.Model) -> None:
+    """Check that a model kept the signature of `before` and is valid ONNX if that one was.
 
     Raises:
-        PassError: The checker rejects the model, or an input or output changed its name, type or shape.
+        PassError: The checker rejects what it accepted before, or an input or output changed its name, type or shape.
     """
-    after = signature_of(model)
-    if after != before:
-        for old, new in zip((*before.inputs, *before.outputs), (*after.inputs, *after.outputs), strict=False):
-            if old != new:
-                raise PassError(f"the signature changed: {' '.join(old)} became {' '.join(new)}")
-        raise PassError("the signature changed: an input or output was added or removed")
-    if sum(t.nbytes for v in model.graph.initializers.values() if (t := v.const_value) is not None) > _CHECKER_LIMIT:
-        return
+    old, new = signature_of(before), signature_of(model)
+    if old != new:
+        pairs = zip((*old.inputs, *old.outputs), (*new.inputs, *new.outputs), strict=False)
+        changed = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        what = "an input or output was added or removed"
+        if changed is not None:
+            what = f"{' '.join(changed[0])} became {' '.join(changed[1])}"
+        raise PassError(f"the signature changed: {what}")
+    problem = _violation(model)
+    if problem and not _violation(before):
+        raise PassError(f"the rewritten model is not valid ONNX: {problem}")
+
+
+def _violation(model: ir.Model) -> str:
+    """The first line of the checker's complaint; empty where it has none or the model is too large for it."""
+    if modelio.serialized_bytes(model) > _CHECKER_LIMIT:
+        return ""
     try:
         onnx.checker.check_model(modelio.to_bytes(model))
     except onnx.checker.ValidationError as error:
-        raise PassError(f"the rewritten model is not valid ONNX: {str(error).splitlines()[0]}") from error
+        return str(error).splitlines()[0]
+    return ""
 
 
 def check_outputs(model: ir.Model, before: ir.Model, feed: dict[str, np.ndarray]) -> None:
-    """Run a model on one feed in ORT and check that its outputs are finite wherever those of `before` are, with their shapes.
+    """Run a model on one feed in ORT and check that its outputs are finite where those of `before` are, in their shapes.
 
     Raises:
         PassError: ORT cannot run the model, or an output has NaN, Inf or another shape.
@@ -67,7 +78,8 @@ def check_outputs(model: ir.Model, before: ir.Model, feed: dict[str, np.ndarray]
         new = run(open_session(model), feed)
     except OnnxcompError as error:
         raise PassError(f"the rewritten model does not run: {error}") from error
-    for name, a, b in zip(output_names(old_session), old, new, strict=True):
+    pairs: Iterable[tuple[str, object, object]] = zip(output_names(old_session), old, new, strict=True)
+    for name, a, b in pairs:  # a sequence or a map comes as a list or a dict, whatever `run` is annotated with
         if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
             continue
         if a.shape != b.shape and _fixed(before, name):
