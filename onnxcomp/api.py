@@ -75,7 +75,8 @@ def optimize(
     Args:
         model: A path, an onnx-ir model or a ModelProto; never modified.
         passes: A pipeline such as ``"tucker2,int8"``, or passes and spec texts in the order to run.
-        data: Calibration data: a path (.npz, .npy, folder of images, ``module:function``), arrays by input name, or Feeds.
+        data: Calibration data: a path (.npz, .npy, folder of images, ``module:function``), arrays by input name, or
+            Feeds.
         eval: Evaluation data, likewise; with labels for accuracy.
         target: The runtime the model is for.
         objective: What a rewrite has to improve to be kept.
@@ -97,7 +98,7 @@ def optimize(
     Raises:
         InputError: The call, the model or the data are wrong (exit code 2).
     """
-    tell = progress or (lambda line: None)
+    tell = progress or _silent
     original = _loaded(model)
     chosen = _passes(passes)
     aim = load_target(target)
@@ -145,6 +146,10 @@ def optimize(
     )
     _stamp(final, report)
     return Result(final, replace(report, after=_snapshot(final, after)))
+
+
+def _silent(line: str) -> None:
+    del line
 
 
 def _loaded(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:

@@ -19,7 +19,7 @@ __all__ = ["within_budget"]
 def within_budget(
     original: ir.Model, start: ir.Model, plan: Plan, context: Context, budget: Budget, feeds: Feeds | None
 ) -> tuple[ir.Model, tuple[Step, ...], tuple[str, ...]]:
-    """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... of the sites with the largest predicted error.
+    """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... sites, the largest predicted error first.
 
     Args:
         original: The model that the outputs are compared with.

@@ -1,8 +1,8 @@
-"""The compiler's half of a site pass: choose among the proposals, fit the chosen one, apply it, account for every site."""
+"""The compiler's half of a site pass: choose among the proposals, fit the choice, apply it, account for every site."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -40,8 +40,8 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     """Run a site pass over a model in place.
 
     Sites are visited in topological order. Each one is proposed on the statistics of the original model, chosen by the
-    objective, and fitted to what the already rewritten prefix feeds it (methods, 0.4: the asymmetric form), so that errors do
-    not pile up with depth.
+    objective, and fitted to what the already rewritten prefix feeds it (methods, 0.4: the asymmetric form), so that
+    errors do not pile up with depth.
     """
     changes: list[Change] = []
     skips: list[Skip] = []
@@ -75,7 +75,7 @@ def _with_options(site_pass: SitePass, options: Mapping[str, Value]) -> SitePass
 
 
 @contextmanager
-def _sweep(site_pass: SitePass, model: ir.Model, context: Context) -> Iterator[Sweep | None]:
+def _sweep(site_pass: SitePass, model: ir.Model, context: Context) -> Generator[Sweep | None]:
     if context.data is None or not site_pass.wants_gram():
         yield None
         return

@@ -1,8 +1,8 @@
 """The contract between the compiler and a pass: a pass proposes, the compiler disposes.
 
-A pass is a frozen dataclass whose fields are its options, so that one declaration gives the command line, the Python API,
-the documentation and equality. :class:`Pass` rewrites a model itself; :class:`SitePass` only proposes replacements for single
-sites, and the compiler (`onnxcomp.choose`) picks, times, fits and applies them.
+A pass is a frozen dataclass whose fields are its options, so that one declaration gives the command line, the Python
+API, the documentation and equality. :class:`Pass` rewrites a model itself; :class:`SitePass` only proposes replacements
+for single sites, and the compiler (`onnxcomp.choose`) picks, times, fits and applies them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Change:
         summary: What it became, in words.
         before: Cost of the site as it was.
         after: Cost of what replaced it.
-        error: Predicted relative squared error of the site's output (0 exact, 1 all signal lost); None where not predicted.
+        error: Predicted relative squared error of the site's output (0 exact, 1 all signal lost); None where not
+            predicted.
         speedup: Measured time before / time after of the site alone; None where nothing was timed.
         choice: The resolved options of this site; replaying them gives the same bytes.
         facts: Anything else the report shows (ranges, calibrators, saturation ...).
@@ -79,7 +80,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one pass did: every site ends as one Change or one Skip; notes are for what concerns the model as a whole."""
+    """What one pass did: every site ends as one Change or one Skip; notes concern the model as a whole."""
 
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
@@ -105,7 +106,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Per-layer options of a recipe: most specific wins (node-name glob, then operator type). ``options=None`` leaves the layer alone."""
+    """Per-layer options of a recipe: most specific wins (node-name glob, then operator type).
+
+    ``options=None`` leaves the layer alone.
+    """
 
     match: str
     options: Mapping[str, Value] | None
@@ -146,8 +150,8 @@ class Context:
 class Pass(ABC):
     """One rewrite of a model. Subclasses are frozen dataclasses; their fields are the options of the pass.
 
-    The first line of a subclass's docstring is what ``onnxcomp passes`` prints; the rest should state the rewrite, the cases
-    that are refused, and the source (paper and equation).
+    The first line of a subclass's docstring is what ``onnxcomp passes`` prints; the rest should state the rewrite, the
+    cases that are refused, and the source (paper and equation).
     """
 
     name: ClassVar[str]
@@ -162,7 +166,7 @@ class Pass(ABC):
         """Rewrite `model` in place and account for every site."""
 
     def rehearse(self, model: ir.Model, context: Context) -> ir.Model:
-        """Return the model roughly as this pass would leave it, for timing an earlier pass; accuracy does not matter here.
+        """Return the model roughly as this pass would leave it, for timing an earlier pass; accuracy is no matter here.
 
         The default is the model itself. `model` must not be modified.
         """
@@ -185,15 +189,16 @@ class SitePass(Pass):
 
         Args:
             site: The node, its constant weight and its geometry.
-            gram: Patch statistics of the site's input in the ORIGINAL model; None where there is no data or the pass wants none.
+            gram: Patch statistics of the site's input in the ORIGINAL model; None where there is no data or the pass
+                wants none.
             context: The run's context; `context.objective` says whether ranks should be rounded for the runtime.
         """
 
     def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
         """Fit a chosen candidate to the site's input in the already compressed prefix (asymmetric form).
 
-        `gram` holds the Gram of the compressed prefix's patches and the cross moments with the original's outputs. The default
-        keeps the candidate. The links' shapes must stay.
+        `gram` holds the Gram of the compressed prefix's patches and the cross moments with the original's outputs. The
+        default keeps the candidate. The links' shapes must stay.
         """
         del site, gram
         return candidate

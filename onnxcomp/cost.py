@@ -30,7 +30,7 @@ class Cost:
 
 
 def model_cost(model: ir.Model) -> Cost:
-    """Sum the static cost of a model: constants of the main graph and its bodies, MACs of its convolutions and products.
+    """Sum the static cost of a model: constants of the main graph and its bodies, MACs of convolutions and products.
 
     MACs are None where the shape of a counted node is unknown.
     """
@@ -45,9 +45,10 @@ def model_cost(model: ir.Model) -> Cost:
 
 
 def node_macs(node: ir.Node) -> int | None:
-    """Multiply-accumulates of one node at batch 1: Conv, ConvTranspose, Gemm and MatMul with a constant operand; 0 for others.
+    """Count the multiply-accumulates of one node at batch 1.
 
-    Quantized forms count alike. None where a shape is unknown.
+    Conv, ConvTranspose, Gemm and MatMul with a constant operand count, quantized forms alike; others have 0. None where
+    a shape is unknown.
     """
     if node.op_type not in _WEIGHTED:
         return 0

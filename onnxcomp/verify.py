@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +66,7 @@ def _violation(model: ir.Model) -> str:
 
 
 def check_outputs(model: ir.Model, before: ir.Model, feed: dict[str, np.ndarray]) -> None:
-    """Run a model on one feed in ORT and check that its outputs are finite where those of `before` are, in their shapes.
+    """Run a model on one feed in ORT: its outputs must be finite where those of `before` are, and of their shapes.
 
     Raises:
         PassError: ORT cannot run the model, or an output has NaN, Inf or another shape.
@@ -78,17 +77,21 @@ def check_outputs(model: ir.Model, before: ir.Model, feed: dict[str, np.ndarray]
         new = run(open_session(model), feed)
     except OnnxcompError as error:
         raise PassError(f"the rewritten model does not run: {error}") from error
-    pairs: Iterable[tuple[str, object, object]] = zip(output_names(old_session), old, new, strict=True)
-    for name, a, b in pairs:  # a sequence or a map comes as a list or a dict, whatever `run` is annotated with
-        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-            continue
-        if a.shape != b.shape and _fixed(before, name):
-            raise PassError(f"output {name!r} has shape {b.shape} where the original has {a.shape}")
-        if np.issubdtype(a.dtype, np.floating) and np.isfinite(a).all() and not np.isfinite(b).all():
-            raise PassError(f"output {name!r} holds NaN or Inf where the original has none")
+    fixed = _fixed_shapes(before)
+    for name, a, b in zip(output_names(old_session), old, new, strict=True):
+        _check_output(name, a, b, fixed)
 
 
-def _fixed(model: ir.Model, name: str) -> bool:
-    """Whether the shape of an output does not depend on the values of the input (as that of NonMaxSuppression does)."""
+def _check_output(name: str, old: object, new: object, fixed: bool) -> None:
+    if not isinstance(old, np.ndarray) or not isinstance(new, np.ndarray):  # a sequence or a map
+        return
+    if old.shape != new.shape and fixed:
+        raise PassError(f"output {name!r} has shape {new.shape} where the original has {old.shape}")
+    if np.issubdtype(old.dtype, np.floating) and np.isfinite(old).all() and not np.isfinite(new).all():
+        raise PassError(f"output {name!r} holds NaN or Inf where the original has none")
+
+
+def _fixed_shapes(model: ir.Model) -> bool:
+    """Whether no output's shape depends on the values of the input (as those after NonMaxSuppression do)."""
     dynamic = {"NonZero", "NonMaxSuppression", "Unique", "Compress"}
     return not any(node.op_type in dynamic for node in model.graph.all_nodes())

@@ -212,7 +212,7 @@ def _work(site: Site, weight: Weight, ranks: Ranks) -> int:
 
 
 def _candidate(site: Site, factors: list[Factors], bias: NDArray[np.floating] | None, error: float) -> Candidate:
-    """Write the factors of all groups as a chain; an inner bias would be wrong at padded borders, so the last has it."""
+    """Write the factors of all groups as a chain; a bias before the padding is wrong at borders, so the last has it."""
     geometry = site.geometry
     point = {k: v for k, v in geometry.pointlike().attributes().items() if k != "auto_pad"}
     tail = () if bias is None else (np.asarray(bias, np.float32),)

@@ -1,8 +1,9 @@
 """Walk through a model site by site while it is being rewritten, with the activations at the cut kept.
 
-The sweep advances a frontier: the tensors that cross the cut between what has run and what has not. To reach the next site only
-the nodes since the last one run, so the whole walk costs about one forward pass of the original and one of the rewritten model,
-whatever the depth (design, decision 5). Activations past a memory limit are spilled to the work directory.
+The sweep advances a frontier: the tensors that cross the cut between what has run and what has not. To reach the next
+site only the nodes since the last one run, so the whole walk costs about one forward pass of the original and one of
+the rewritten model, whatever the depth (design, decision 5). Activations past a memory limit are spilled to the work
+directory.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Sweep:
         self._diverged = False
 
     def mark_changed(self) -> None:
-        """Tell the sweep that a site was rewritten, so that from here on the two models have activations of their own."""
+        """Tell the sweep that a site was rewritten: from here on the two models have activations of their own."""
         self._diverged = True
 
     def advance(self, site: Site) -> None:
@@ -180,7 +181,7 @@ def _data_input(node: ir.Node) -> str:
 
 
 def _lifetimes(graph: ir.Graph) -> dict[str, tuple[int, int]]:
-    """For every value made by a node: the position of its producer and of its last user that leads on to a convolution."""
+    """For each value made by a node: the position of its producer and of its last user that leads to a convolution."""
     nodes = list(graph)
     position = {id(inner): index for index, node in enumerate(nodes) for inner in _with_bodies(node)}
     leads = [False] * len(nodes)

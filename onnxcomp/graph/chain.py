@@ -17,8 +17,8 @@ Spatial = tuple[int, ...] | None
 def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
     """Sum the cost of a chain that replaces `site`.
 
-    Only Conv and ConvTranspose links have MACs; any other operator is counted with its constants alone. MACs are None where
-    the site's input size is unknown.
+    Only Conv and ConvTranspose links have MACs; any other operator is counted with its constants alone. MACs are None
+    where the site's input size is unknown.
     """
     dims = site.input_shape[2:]
     known = bool(site.input_shape) and all(d is not None for d in dims)

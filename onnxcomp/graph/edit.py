@@ -20,12 +20,13 @@ class Link:
     """One node of a replacement chain.
 
     Attributes:
-        role: Short name that is unique in the chain (``first``, ``core``, ``last``); suffix of the node's and tensors' names.
+        role: Short name that is unique in the chain (``first``, ``core``, ``last``); suffix of the node's and tensors'
+            names.
         op_type: Operator of the default domain.
         constants: The inputs after the data inputs, in order (weight, then bias).
         attributes: ONNX attributes.
-        inputs: Roles of the links whose outputs this node reads; empty: the previous link (the site's input for the first one).
-            The role ``""`` is the site's input.
+        inputs: Roles of the links whose outputs this node reads; empty: the previous link (the site's input for the
+            first one). The role ``""`` is the site's input.
     """
 
     role: str
@@ -126,7 +127,8 @@ def drop_unused(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
     """Remove those of `values` that are initializers which nothing uses and that are no graph inputs or outputs."""
     for value in values:
         if (
-            value.name in graph.initializers
+            value.name is not None
+            and value.name in graph.initializers
             and not value.uses()
             and not value.is_graph_output()
             and not value.is_graph_input()

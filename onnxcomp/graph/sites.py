@@ -31,7 +31,8 @@ class Site:
         name: Name of the node in the user's model (its provenance, if an earlier pass made it).
         node: The node itself; its first input is the data.
         kind: Operator.
-        weight: The constant weight, shape (Co, Ci/group, *kernel) for Conv and (Ci, Co/group, *kernel) for ConvTranspose.
+        weight: The constant weight, shape (Co, Ci/group, *kernel) for Conv and (Ci, Co/group, *kernel) for
+            ConvTranspose.
         bias: The constant bias, shape (Co,), or None.
         geometry: Explicit kernel, strides, dilations, pads, groups.
         input_shape: Shape of the data input, None where symbolic or unknown; () where the rank is unknown.
@@ -50,12 +51,12 @@ class Site:
     @property
     def channels_in(self) -> int:
         """Number of input channels, all groups together."""
-        return self.weight.shape[0] if self.geometry.transposed else self.weight.shape[1] * self.geometry.group
+        return int(self.weight.shape[0] if self.geometry.transposed else self.weight.shape[1] * self.geometry.group)
 
     @property
     def channels_out(self) -> int:
         """Number of output channels, all groups together."""
-        return self.weight.shape[1] * self.geometry.group if self.geometry.transposed else self.weight.shape[0]
+        return int(self.weight.shape[1] * self.geometry.group if self.geometry.transposed else self.weight.shape[0])
 
     @property
     def cost(self) -> Cost:
@@ -95,7 +96,7 @@ def static_shape(value: ir.Value | None) -> Shape:
 
 
 def conv_sites(model: ir.Model, exclude: tuple[str, ...] = ()) -> Iterator[Site | Skip]:
-    """Yield every Conv and ConvTranspose of the main graph, in topological order, as a Site or the reason why it cannot be one.
+    """Yield every Conv and ConvTranspose, in topological order, as a Site or the reason why it cannot be one.
 
     Convolutions inside If/Loop bodies and functions are yielded as a Skip.
     """
@@ -179,7 +180,8 @@ def _site(node: ir.Node, name: str) -> Site:
 def geometry_of(node: ir.Node, weight_shape: tuple[int, ...], input_shape: Shape) -> Geometry:
     """Read the geometry of a Conv or ConvTranspose, with auto_pad made explicit where the input size allows it.
 
-    auto_pad (ONNX Conv-11): total = max((ceil(in/s) - 1)·s + (k-1)·d + 1 - in, 0); SAME_UPPER puts the odd one at the end.
+    auto_pad (ONNX Conv-11): total = max((ceil(in/s) - 1)·s + (k-1)·d + 1 - in, 0); SAME_UPPER puts the odd one at the
+    end.
     """
     attributes = node.attributes
     rank = len(weight_shape) - 2

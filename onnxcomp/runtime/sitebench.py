@@ -1,4 +1,4 @@
-"""Time replacement chains against the site they replace, on the site's real shapes, as the passes that follow would leave them."""
+"""Time replacement chains against the site they replace, on its real shapes, as the passes that follow leave them."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def site_model(site: Site, chain: Sequence[Link] | None, opset: int, copies: int
 def chain_speedups(site: Site, chains: Sequence[Sequence[Link]], opset: int, context: Context) -> list[float] | None:
     """Return time(site) / time(chain) for each chain, interleaved and paired; None where the site's shape is not known.
 
-    When passes follow the running one, both sides are timed as those passes would leave them. The figure is the smaller one of
-    the ratio of medians and that of the 10th percentiles: a rewrite must pay on a busy machine and on a quiet one.
+    When passes follow the running one, both sides are timed as those passes would leave them. The figure is the smaller
+    one of the ratio of medians and that of the 10th percentiles: a rewrite must pay on a busy machine and on a quiet
+    one.
     """
     if not site.input_shape or any(d is None for d in site.input_shape[1:]):
         return None
