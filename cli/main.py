@@ -6,9 +6,13 @@ Nothing heavy is imported here or at the top of a command's module, so that ``--
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -24,6 +28,11 @@ __all__ = ["cli", "main"]
 _BAD_CALL = 2
 _INTERNAL = 3
 _INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class _Terminated(BaseException):
+    """The process was asked to end."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = DEBUG in given
     try:
         # Not cli.main(): that would turn Ctrl-C and a closed pipe into exit codes of its own.
-        with cli.make_context("onnxcomp", given) as context:
+        with _orderly_end(), cli.make_context("onnxcomp", given) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:  # --help and --version
@@ -60,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message() + hint, _BAD_CALL, debug)
     except OnnxcompError as error:
         return _fail(str(error), error.exit_code, debug)
+    except _Terminated:
+        return _fail("terminated; no file was left half-written", _TERMINATED, debug)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; no file was left half-written", _INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of stdout left, as `head` does
@@ -70,6 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "" if debug else "\nthis is a bug in onnxcomp; run again with --debug for the traceback"
         return _fail(f"internal error: {type(error).__name__}: {reason}{advice}", _INTERNAL, debug)
     return 0
+
+
+@contextmanager
+def _orderly_end() -> Generator[None]:
+    """Let a request to end (docker stop, a cancelled CI job) unwind as Ctrl-C does, so that temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

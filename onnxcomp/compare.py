@@ -23,6 +23,11 @@ __all__ = ["Comparison", "LayerNoise", "compare_models"]
 # Inner tensors are compared on this many samples, so many bytes of them at a time.
 _SAMPLES = 128
 _GROUP_BYTES = 256 << 20
+# These compute nothing that could be at fault: they move values, or cut signal away and leave the noise.
+_PASSIVE = frozenset(
+    {"Clip", "Dropout", "Flatten", "Identity", "LeakyRelu", "PRelu", "Relu", "Reshape", "Slice", "Squeeze", "Transpose"}
+    | {"Split", "Unsqueeze"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class LayerNoise:
         op_type: Operator of that node.
         sqnr: 10 log10(signal power / noise power) against the base model, dB; inf where equal.
         cosine: Cosine between both, over all samples.
-        added: Noise-to-signal ratio here minus the largest one of the tensors it is computed from.
+        added: Noise-to-signal ratio here minus the largest one of the tensors it is computed from; 0 for nodes that
+            compute nothing (Relu, Reshape ...).
     """
 
     tensor: str
@@ -175,6 +181,6 @@ def _noises(base: ir.Model, moments: dict[str, NDArray[np.float64]]) -> tuple[La
             reaching[value] = ratio
             sqnr = inf if ratio == 0 else -inf if ratio == inf else -10 * log10(ratio)
             cosine = xy / sqrt(xx * yy) if xx > 0 and yy > 0 else float(xx == yy)
-            added = ratio - arriving if arriving < inf else 0.0
+            added = 0.0 if node.op_type in _PASSIVE or arriving == inf else ratio - arriving
             layers.append(LayerNoise(value.name, origin_of(node), node.op_type, sqnr, cosine, added))
     return tuple(layers)

@@ -72,7 +72,12 @@ def assert_untouched(out: Path) -> None:
     [("onnxcomp.pipeline", "check_structure"), ("onnxcomp.atomic.os", "fsync")],
     ids=["in a pass", "while writing"],
 )
-def test_ctrl_c(cnn: Path, out: Path, environment: dict[str, str], module: str, function: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals(
+    cnn: Path, out: Path, environment: dict[str, str], module: str, function: str, number: int, code: int, word: str
+) -> None:
     script = PAUSE.format(module=module, function=function)
     if module.endswith(".os"):
         script = script.replace("import onnxcomp.atomic.os as module", "from onnxcomp.atomic import os as module")
@@ -81,10 +86,10 @@ def test_ctrl_c(cnn: Path, out: Path, environment: dict[str, str], module: str, 
     with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest, talk = process.communicate(timeout=60)
-    assert (process.returncode, rest) == (130, "")
-    assert talk == "onnxcomp: error: interrupted; no file was left half-written\n"
+    assert (process.returncode, rest) == (code, "")
+    assert talk == f"onnxcomp: error: {word}; no file was left half-written\n"
     assert_untouched(out)
 
 
@@ -148,3 +153,26 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_goes_to_a_terminal_only(cnn: Path, tmp_path: Path, quiet: bool) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    call = ["onnxcomp.cli.main", *arguments(cnn, tmp_path / "o.onnx"), *(["--quiet"] if quiet else [])]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-m", *call], stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=120, check=True
+    )
+    os.set_blocking(ours, False)
+    os.close(theirs)
+    try:
+        shown = os.read(ours, 1 << 20).decode()
+    except (BlockingIOError, OSError):
+        shown = ""
+    os.close(ours)
+    assert ("tucker2(ranks=8x8)" in shown) is not quiet
+    assert b"\x1b" not in done.stdout
+    assert done.stdout.startswith(b"no real data was used")
