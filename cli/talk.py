@@ -123,9 +123,8 @@ def progress_bar(stages: int, quiet: bool) -> Generator[Callable[[str], None]]:
 
         def tell(line: str) -> None:
             nonlocal started
-            progress.update(
-                task, description=escape(printable(line)), completed=started, total=max(stages, started + 1)
-            )
+            total = max(stages, started + 1)
+            progress.update(task, description=escape(printable(line)), completed=started, total=total, refresh=True)
             started += 1
 
         yield tell
