@@ -7,6 +7,7 @@ never chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -164,29 +165,53 @@ def keep_ranks(
     if keep <= 0.0 or multiple < 1:
         raise ValueError(f"keep {keep} must be over 0 and multiple {multiple} at least 1")
 
-    def macs(rank_in: int | None, rank_out: int | None) -> int:
-        return tucker2_macs(
-            channels_in, channels_out, kernel, rank_in, rank_out, in_positions, out_positions, transposed=transposed
-        )
-
-    budget = keep * macs(None, None)
-    ins: list[int | None] = list(range(multiple, channels_in, multiple))
-    outs: list[int | None] = list(range(multiple, channels_out, multiple))
-    pairs: list[Ranks] = []
-    for rank_in in [*ins, None] if one_sided else ins:
-        # The error falls with the rank: of each input rank only the largest affordable output rank can be the best.
-        options = [None, *reversed(outs)] if one_sided and rank_in is not None else list(reversed(outs))
-        pairs += [(rank_in, out) for out in options if macs(rank_in, out) <= budget][:1]
+    layer = _Layer(channels_in, channels_out, tuple(kernel), in_positions, out_positions, transposed)
+    pairs = _affordable(layer, keep * layer.macs(None, None), multiple, one_sided)
     if not pairs:
         return None
     if spectra is None:
         assert error is not None  # one of the two was given
-        return min(pairs, key=lambda p: (error(*p), macs(*p)))
+        return min(pairs, key=lambda p: (error(*p), layer.macs(*p)))
     tails_in, tails_out = tail_energy(spectra[0]), tail_energy(spectra[1])
     losses = {p: (_lost(tails_in, p[0]), _lost(tails_out, p[1])) for p in pairs}
     if error is None:
-        return min(pairs, key=lambda p: (sum(losses[p]), macs(*p)))
+        return min(pairs, key=lambda p: (sum(losses[p]), layer.macs(*p)))
     return _bounded_minimum(pairs, error, lambda p: max(losses[p]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    channels_in: int
+    channels_out: int
+    kernel: tuple[int, ...]
+    in_positions: int
+    out_positions: int
+    transposed: bool
+
+    def macs(self, rank_in: int | None, rank_out: int | None) -> int:
+        return tucker2_macs(
+            self.channels_in,
+            self.channels_out,
+            self.kernel,
+            rank_in,
+            rank_out,
+            self.in_positions,
+            self.out_positions,
+            transposed=self.transposed,
+        )
+
+
+def _affordable(layer: _Layer, budget: float, multiple: int, one_sided: bool) -> list[Ranks]:
+    """For each input rank the largest output rank within the budget: the error falls with the rank."""
+    ins: list[int | None] = list(range(multiple, layer.channels_in, multiple))
+    outs: list[int | None] = list(range(multiple, layer.channels_out, multiple))
+    pairs: list[Ranks] = []
+    for rank_in in [*ins, None] if one_sided else ins:
+        options = [None, *reversed(outs)] if one_sided and rank_in is not None else list(reversed(outs))
+        out = next((o for o in options if layer.macs(rank_in, o) <= budget), 0)
+        if out != 0:
+            pairs.append((rank_in, out))
+    return pairs
 
 
 def _lost(tails: NDArray[np.float64], rank: int | None) -> float:
