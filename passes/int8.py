@@ -25,8 +25,8 @@ class Int8(Pass):
     models that are quantized already, targets without an int8 form.
 
     Options:
-        calibration: Rule for activation ranges. ``auto`` takes ``mse`` or ``minmax``, whichever brings the outputs closer
-            to the original's on up to 64 samples.
+        calibration: Rule for activation ranges. ``auto`` takes ``mse`` or ``minmax``, whichever brings the outputs
+            closer to the original's on up to 64 samples.
         percentile: For ``calibration=percentile``: percent of a tensor's values inside its range.
         weights: Rule for weight scales: least squared error, or the largest weight.
         bias_correction: Let biases make up for what rounding the weights does to a layer's mean output; ``auto``: where
@@ -36,7 +36,8 @@ class Int8(Pass):
         samples: Calibrate on at most that many samples; 0 takes all.
 
     Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
-    2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 14.
+    2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
+    eq. 14 (bias correction).
     """
 
     name: ClassVar[str] = "int8"

@@ -1,9 +1,9 @@
 """Bias correction: what rounding the weights does to the mean of a layer's output, taken back by the bias.
 
 With the weight error D = W - W_q and the mean input patch m, the output's mean moves by -D m (Nagel et al., Data-Free
-Quantization Through Weight Equalization and Bias Correction, 2019, eq. 14). Activations behind a Relu have large means, so that this
-is a good part of the error that weights cause. The mean patch is the channel's mean times the share of output positions
-at which that kernel element lies on the input rather than on its padding.
+Quantization Through Weight Equalization and Bias Correction, 2019, eq. 14). Activations behind a Relu have large means:
+this is a good part of the error that weights cause. The mean patch is the channel's mean times the share of output
+positions at which that kernel element lies on the input rather than on its padding.
 """
 
 from __future__ import annotations

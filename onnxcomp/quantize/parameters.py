@@ -67,8 +67,8 @@ def affine(low: float, high: float, limits: Limits) -> Parameters:
 
 def _redundant(scale: np.float32, zero_point: int, limits: Limits) -> bool:
     """Whether clipping to the limits before quantizing changes nothing."""
-    bottom = limits.low == -inf or np.round(np.float32(limits.low) / scale) + zero_point <= 0
-    top = limits.high == inf or np.round(np.float32(limits.high) / scale) + zero_point >= _LEVELS
+    bottom = limits.low == -inf or round(limits.low / float(scale)) + zero_point <= 0
+    top = limits.high == inf or round(limits.high / float(scale)) + zero_point >= _LEVELS
     return bool(bottom and top)
 
 

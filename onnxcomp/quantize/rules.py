@@ -1,4 +1,4 @@
-"""Per-operator conditions of the placement: what an activation guarantees, and when an operator can join the integers."""
+"""Conditions of the placement, operator by operator: what an activation guarantees, and what can join the integers."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def _undilated(node: ir.Node) -> bool:
     return all(d == 1 for d in node.attributes.get_ints("dilations", (1,)))
 
 
-def _within_range(node: ir.Node) -> bool:
-    """Cubic interpolation overshoots, so that its result does not share its input's range."""
-    return node.attributes.get_string("mode", "nearest") in ("nearest", "linear")
+def _nearest(node: ir.Node) -> bool:
+    """Interpolation computes new values; onnxruntime 1.31 has no integer form of it."""
+    return node.attributes.get_string("mode", "nearest") == "nearest"
 
 
 def _pads_zero(node: ir.Node) -> bool:
@@ -67,6 +67,6 @@ def _pads_zero(node: ir.Node) -> bool:
 _CONDITIONS: dict[str, Callable[[ir.Node], bool]] = {
     "MaxPool": _single_output,
     "AveragePool": _undilated,
-    "Resize": _within_range,
+    "Resize": _nearest,
     "Pad": _pads_zero,
 }

@@ -72,10 +72,10 @@ def _unfit(what: str, value: ir.Value) -> str | None:
     producer = value.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
         return "already quantized"
-    if value.is_graph_input():
-        return f"the {what} {value.name!r} can be overridden by a graph input"
     if value.const_value is None or not value.is_initializer():
         return f"the {what} {value.name!r} is not a constant"
+    if value.is_graph_input():
+        return f"the {what} {value.name!r} can be overridden by a graph input"
     if value.const_value.dtype != ir.DataType.FLOAT:
         return f"the {what} is {value.const_value.dtype.name.lower()}, not float32"
     if value.const_value.size == 0:

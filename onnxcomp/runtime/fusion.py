@@ -75,6 +75,8 @@ def _fate(node: ir.Node, kernels: _Kernels, number: dict[ir.Node, int]) -> NodeF
         if found is not None and found.op_type == follower.op_type and follower.op_type not in ("Add", "Sum"):
             found = None  # the activation runs by itself: nothing of `node` is in it
     name = _name(node)
+    if found is None and node.op_type in _MOVING and not reason_for_float(node):
+        return NodeFate(name, node.op_type, "(merged into a change of layout)", True, "")
     if found is None:
         reason = reason_for_float(node) or "the runtime merged it into another operator or removed it"
         return NodeFate(name, node.op_type, "", False, reason)
