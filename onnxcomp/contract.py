@@ -156,6 +156,8 @@ class Pass(ABC):
 
     name: ClassVar[str]
     saves: ClassVar[Saves] = "latency"
+    # Groups of options, each with a default, of which one at a time counts: a layer given one loses the pass's others.
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError when the pass cannot run on this model or target at all."""

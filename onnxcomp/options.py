@@ -143,8 +143,13 @@ def make_pass(pass_type: type[Pass], options: Mapping[str, Value | None], source
 
 
 def replace_options(base: Pass, options: Mapping[str, Value | None], source: Source | None = None) -> Pass:
-    """Return the pass with some options replaced, checked as `make_pass` checks them; for per-layer overrides."""
+    """Return the pass with some options replaced, checked as `make_pass` checks them; for per-layer overrides.
+
+    An option drops the pass's own alternatives to it (`Pass.alternatives`).
+    """
+    void = {name for group in base.alternatives if group & options.keys() for name in group}
     current = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.init}
+    current |= {field.name: _default(field) for field in dataclasses.fields(base) if field.name in void}
     return _built(type(base), current | _checked(type(base), options, source), source)
 
 

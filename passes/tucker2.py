@@ -68,6 +68,7 @@ class Tucker2(SitePass):
 
     name: ClassVar[str] = "tucker2"
     saves: ClassVar[Saves] = "latency"
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"rank", "keep", "ranks"}),)
 
     rank: Literal["energy", "vbmf", "weakened"] = "energy"
     energy: Annotated[float, Bounds(0, 1, open_low=True)] = 0.95
