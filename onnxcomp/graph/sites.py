@@ -131,6 +131,8 @@ def _nested(attribute: ir.Attr) -> Iterator[Skip]:
 def _refusal(node: ir.Node) -> str | None:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return "an input is missing"
+    if "output_shape" in node.attributes:
+        return "its pads follow from output_shape"
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     for what, value in (("weight", weight), ("bias", bias)):
         if value is None:
