@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from glob import escape
 
 import onnx_ir as ir
 
@@ -45,7 +46,7 @@ def within_budget(
     ranked = _ranked(steps)
     count = 1
     while failures and ranked:
-        given_back = tuple(ranked[:count])
+        given_back = tuple(escape(site) for site in ranked[:count])
         model, steps = run_passes(start, plan, replace(context, exclude=(*context.exclude, *given_back)))
         failures = budget.failures(before, evaluate(model, feeds, original))
         if count >= len(ranked):
