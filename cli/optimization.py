@@ -20,7 +20,12 @@ __all__ = ["optimize"]
 @click.argument("model", metavar="IN")
 @click.option("-p", "--passes", metavar="PASSES", help="Passes to run, such as 'tucker2(rank=vbmf),int8'.")
 @click.option("-o", "--output", metavar="OUT", help="Where to write the model; may be IN.")
-@click.option("--recipe", "recipe_path", metavar="FILE", help="YAML file (or JSON report) that says the same and more.")
+@click.option(
+    "--recipe",
+    "recipe_path",
+    metavar="FILE",
+    help="YAML file that says the same and more; a JSON report or a written model replays.",
+)
 @click.option("--target", metavar="T", help="Runtime the model is for.  [default: ort-x86]")
 @click.option("--data", metavar="D", help="Calibration data: .npz, .npy, a folder of images, or module:function.")
 @click.option("--eval", metavar="E", help="Labelled data to measure accuracy on, likewise.")

@@ -23,22 +23,35 @@ directory. Every error names the line.
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
+from onnxcomp import modelio
 from onnxcomp.contract import Override, Value
 from onnxcomp.errors import InputError, RecipeError
 from onnxcomp.options import coerce, did_you_mean
-from onnxcomp.recipe import Recipe, RecipePass, Shape, parse_shape
+from onnxcomp.recipe import Choices, Recipe, RecipePass, Shape, parse_shape
 from onnxcomp.spec import PassSpec, parse_spec, read_bare
 
-__all__ = ["from_yaml", "load_recipe", "recipe_document", "to_yaml"]
+__all__ = ["STAMP", "from_yaml", "load_recipe", "recipe_document", "replayable", "to_yaml"]
+
+# The key of a model's metadata under which the compiler leaves the recipe that made it.
+STAMP = "onnxcomp.recipe"
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file; raise RecipeError where it cannot be read or says something it cannot."""
+    """Read a recipe: a YAML file, a JSON report, or a model that onnxcomp wrote (which carries its own).
+
+    Raises:
+        RecipeError: It cannot be read or says something it cannot.
+        ModelError: A file that ends in .onnx is no model.
+    """
+    if Path(path).suffix == ".onnx":
+        return _of_model(path)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,6 +95,15 @@ def from_yaml(text: str) -> Recipe:
     return Recipe(**values)
 
 
+def replayable(stored: Mapping[str, Any], choices: Sequence[Choices]) -> dict[str, Any]:
+    """Return the recipe of a finished run, whose passes are spec texts, with the choices that replay each of them."""
+    passes: list[str | dict[str, Any]] = []
+    for text, chosen in zip(stored["passes"], choices, strict=True):
+        entry = RecipePass(parse_spec(text), choices=chosen)
+        passes.append(_pass_document(entry))
+    return {**stored, "passes": passes}
+
+
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as plain data, every field written out."""
     document = {item.name: getattr(recipe, item.name) for item in dataclasses.fields(Recipe)}
@@ -94,6 +116,19 @@ def recipe_document(recipe: Recipe) -> dict[str, Any]:
 def to_yaml(recipe: Recipe) -> str:
     """Write a recipe out in full, so that `from_yaml` reads an equal one back."""
     return yaml.dump(recipe_document(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _of_model(path: str | Path) -> Recipe:
+    """Read the recipe that the compiler left in a model's metadata."""
+    text = modelio.load(path).metadata_props.get(STAMP)
+    if text is None:
+        raise RecipeError(f"{str(path)!r} carries no recipe: it was not written by onnxcomp")
+    try:
+        stored = json.loads(text)
+        document = replayable(stored, stored.pop("choices"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecipeError(f"the recipe in {str(path)!r} is damaged: {error}") from None
+    return from_yaml(json.dumps(document))
 
 
 def _recipe_of_report(root: yaml.Node) -> yaml.Node:

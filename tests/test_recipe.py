@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import parser
 
 from onnxcomp.contract import Override
 from onnxcomp.errors import InputError, RecipeError
 from onnxcomp.recipe import Recipe, RecipePass, parse_shape, with_values
-from onnxcomp.recipe_yaml import from_yaml, load_recipe, to_yaml
+from onnxcomp.recipe_yaml import STAMP, from_yaml, load_recipe, to_yaml
 from onnxcomp.spec import PassSpec
 
 FULL = """\
@@ -174,6 +177,39 @@ def test_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="it is not UTF-8 text"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "message"),
+    [
+        (None, "carries no recipe: it was not written by onnxcomp"),
+        ("{", "is damaged: "),
+        ('{"passes": ["fold"]}', "is damaged: 'choices'"),
+        ('{"passes": ["fold"], "choices": []}', "is damaged: zip"),
+        ("[]", "is damaged: "),
+        ('{"passes": ["fold"], "choices": [{}], "what": 1}', "unknown key 'what'"),
+    ],
+)
+def test_models_without_a_sound_recipe(tmp_path: Path, stamp: str | None, message: str) -> None:
+    model = parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Relu(x)}')
+    if stamp is not None:
+        model.metadata_props.add(key=STAMP, value=stamp)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+
+
+def test_the_recipe_of_a_model(tmp_path: Path) -> None:
+    model = parser.parse_model('<ir_version: 9, opset_import: ["": 17]> g (float[1] x) => (float[1] y) {y = Relu(x)}')
+    stamp = {"passes": ["fold", "tucker2(keep=0.5)"], "choices": [{}, {"c": {"ranks": "2x2"}}], "seed": 4}
+    model.metadata_props.add(key=STAMP, value=json.dumps(stamp))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    recipe = load_recipe(path)
+    assert (recipe.seed, recipe.replay) == (4, ({}, {"c": {"ranks": "2x2"}}))
+    assert str(recipe.passes[1].spec) == "tucker2(keep=0.5)"
 
 
 def test_shapes() -> None:

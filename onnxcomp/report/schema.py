@@ -26,8 +26,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.recipe_yaml import replayable
 from onnxcomp.report.text import decibels, percent
-from onnxcomp.spec import parse_spec
 
 if TYPE_CHECKING:
     from onnxcomp.evaluate import Quality
@@ -41,13 +41,14 @@ Document = dict[str, Any]
 
 def report_document(report: PipelineReport) -> Document:
     """Return a report as plain data that ``json.dumps(..., allow_nan=False)`` accepts."""
+    specs = [step.spec for step in report.steps]
     return {
         "schema": SCHEMA,
         "version": report.version,
         "headline": headline(report),
         "data": report.data,
         "synthetic": report.synthetic,
-        "recipe": _recipe(report),
+        "recipe": plain(replayable({**report.recipe, "passes": specs}, report.choices)),
         "before": _snapshot(report.before),
         "after": _snapshot(report.after),
         "speedup": plain(report.speedup),
@@ -111,13 +112,3 @@ def _step(step: Step) -> Document:
     document: Document = plain(step)
     parts = document.pop("report")
     return {**document, **parts}
-
-
-def _recipe(report: PipelineReport) -> Document:
-    """The resolved recipe, its passes with the choices that replay them."""
-    passes: list[Document] = []
-    for step, choices in zip(report.steps, report.choices, strict=True):
-        spec = parse_spec(step.spec)
-        options = {"options": dict(spec.options)} if spec.options else {}
-        passes.append({spec.name: {**options, "choices": plain(choices)}})
-    return {**plain(report.recipe), "passes": passes}

@@ -66,12 +66,19 @@ def test_quiet_silences_warnings(run: Any, cnn: Path, images: Path, tmp_path: Pa
     assert got.out
 
 
-def test_a_report_replays_to_the_same_bytes(run: Any, cnn: Path, images: Path, tmp_path: Path) -> None:
-    first, second, report = tmp_path / "1.onnx", tmp_path / "2.onnx", tmp_path / "r.json"
-    passes = "tucker2(ranks=16x16),int8"
-    got = run("optimize", cnn, "-p", passes, "-o", first, "--data", images, "--report", report, *FAST)
+@pytest.mark.parametrize("source", ["r.json", "1.onnx"])
+def test_a_run_replays_to_the_same_bytes(run: Any, cnn: Path, images: Path, tmp_path: Path, source: str) -> None:
+    first, second, recipe = tmp_path / "1.onnx", tmp_path / "2.onnx", tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "passes:\n- tucker2: {options: {ranks: 16x16}, layers: {conv2: {ranks: 12x8}, conv1: null}}\n- int8\n"
+        "objective: size\n"
+    )
+    flags = ("--data", images, "--report", tmp_path / "r.json")
+    got = run("optimize", cnn, "--recipe", recipe, "-o", first, *flags, "--json")
     assert got.code == 0, got.err
-    again = run("optimize", cnn, "--recipe", report, "-o", second, "--data", images)
+    (change,) = json.loads(got.out)["steps"][0]["changes"]
+    assert change["site"] == "conv2"
+    again = run("optimize", cnn, "--recipe", tmp_path / source, "-o", second, "--data", images)
     assert again.code == 0, again.err
     assert first.read_bytes() == second.read_bytes()
 
