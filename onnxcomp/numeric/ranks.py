@@ -148,9 +148,10 @@ def keep_ranks(
         out_positions: Spatial positions of the output.
         keep: Fraction of the MACs, over 0.
         multiple: Ranks are multiples of it.
-        spectra: Input and output spectrum, best whitened; the prediction is the sum of both tails (an upper bound for
-        HOSVD).
-        error: Another prediction, instead of the spectra.
+        spectra: Input and output spectrum. Alone, the sum of both squared tails predicts the error (an upper bound for
+            HOSVD).
+        error: A better prediction in the spectra's units. Where both are given, the larger of both tails must bound it from
+            below, so that most pairs need no evaluation; `RankErrors` and its spectra are such.
         one_sided: Whether Tucker-1 forms compete as well.
         transposed: For a ConvTranspose.
 
@@ -164,7 +165,6 @@ def keep_ranks(
         raise ValueError("give spectra or an error function")
     if keep <= 0.0 or multiple < 1:
         raise ValueError(f"keep {keep} must be over 0 and multiple {multiple} at least 1")
-
     layer = _Layer(channels_in, channels_out, tuple(kernel), in_positions, out_positions, transposed)
     pairs = _affordable(layer, keep * layer.macs(None, None), multiple, one_sided)
     if not pairs:

@@ -63,7 +63,7 @@ def evbmf_from_singular_values(s: NDArray[np.floating], rows: int, cols: int) ->
 
     Args:
         s: All min(rows, cols) singular values, in any order; missing ones are taken as zero, surplus ones (padding)
-        dropped.
+            dropped.
         rows: Number of rows of the matrix.
         cols: Number of columns.
 
