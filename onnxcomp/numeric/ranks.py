@@ -150,8 +150,8 @@ def keep_ranks(
         multiple: Ranks are multiples of it.
         spectra: Input and output spectrum. Alone, the sum of both squared tails predicts the error (an upper bound for
             HOSVD).
-        error: A better prediction in the spectra's units. Where both are given, the larger of both tails must bound it from
-            below, so that most pairs need no evaluation; `RankErrors` and its spectra are such.
+        error: A better prediction in the spectra's units. Where both are given, the larger of both tails must bound it
+            from below, so that most pairs need no evaluation; `RankErrors` and its spectra are such.
         one_sided: Whether Tucker-1 forms compete as well.
         transposed: For a ConvTranspose.
 
