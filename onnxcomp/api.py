@@ -21,6 +21,7 @@ from onnxcomp.cost import model_cost
 from onnxcomp.data import Feeds, Preprocess, open_feeds, overlap, synthetic_feeds
 from onnxcomp.errors import DataError, InputError
 from onnxcomp.evaluate import Quality, evaluate
+from onnxcomp.globs import idle_globs
 from onnxcomp.graph.fold import canonicalise
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
@@ -112,6 +113,7 @@ def optimize(
     start = original.clone()
     log = canonicalise(start)
     warnings += log.remarks
+    warnings += idle_globs(original, exclude, overrides)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
             aim,

@@ -130,6 +130,12 @@ def test_layers_of_a_recipe_are_obeyed(run: Any, cnn: Path, tmp_path: Path) -> N
     assert "conv2" in skips
 
 
+def test_an_exclusion_that_matches_nothing_is_warned_of(run: Any, cnn: Path, tmp_path: Path) -> None:
+    got = run("optimize", cnn, "-p", "fold", "-o", tmp_path / "out.onnx", "--exclude", "/conv1", *FAST)
+    assert got.code == 0
+    assert got.err == "onnxcomp: warning: --exclude '/conv1' matches nothing in the model; did you mean 'conv1'?\n"
+
+
 def test_excluded_nodes_stay(run: Any, cnn: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     got = run("optimize", cnn, "-p", "int8", "-o", out, "--exclude", "conv*", "--exclude", "head", "--json", *FAST)
