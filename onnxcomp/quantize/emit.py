@@ -22,7 +22,9 @@ from onnxcomp.quantize.placement import Plan, Quantized
 from onnxcomp.quantize.weighted import Weighted
 from onnxcomp.quantize.weights import QuantizedWeight, WeightScales, bias_floors, quantize_bias, quantize_weight
 
-__all__ = ["WeightRules", "emit"]
+__all__ = ["WeightCache", "WeightRules", "emit"]
+
+WeightCache = dict[tuple[str | None, int], QuantizedWeight]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def emit(
     parameters: Mapping[str, Parameters],
     rules: WeightRules,
     means: Mapping[str, NDArray[np.float64]] | None = None,
+    *,
+    known: WeightCache | None = None,
     pass_name: str = "int8",
 ) -> None:
     """Quantize the model in place.
@@ -54,13 +58,15 @@ def emit(
         parameters: Scale and zero point of every root of the plan.
         rules: How weights become int8.
         means: Channel means of the weighted nodes' inputs by tensor name, for bias correction; None: no correction.
+        known: Weights that were quantized by these rules before; updated. For callers that emit several times.
         pass_name: Name of the pass, for provenance.
     """
     writer = _Writer(model.graph, pass_name)
     biases = [_bias(w) for w in plan.weighted]
     scales = [parameters[plan.root_of(w.node.inputs[0])].scale for w in plan.weighted]
     floors = _floors(plan.weighted, biases, scales)
-    weights = [_quantized(w, rules, floors[(w.weight.name, w.axis)]) for w in plan.weighted]
+    cache: WeightCache = {} if known is None else known
+    weights = [_quantized(w, rules, floors[(w.weight.name, w.axis)], cache) for w in plan.weighted]
     shifts = [_shift(w, weight, means or {}) for w, weight in zip(plan.weighted, weights, strict=True)]
     roots = {
         name: plan.root_of(tensor.value) for name, tensor in plan.tensors.items()
@@ -80,8 +86,15 @@ def _bias(w: Weighted) -> NDArray[np.float32] | None:
     return None if w.bias is None or w.bias.const_value is None else w.bias.const_value.numpy().reshape(-1)
 
 
-def _quantized(w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None) -> QuantizedWeight:
+def _quantized(
+    w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None, known: WeightCache
+) -> QuantizedWeight:
     assert w.weight.const_value is not None
+    key = (w.weight.name, w.axis)
+    if key not in known:
+        known[key] = quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales)
+    if floors is None or (known[key].scales >= floors).all():
+        return known[key]
     return quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales, floors=floors)
 
 

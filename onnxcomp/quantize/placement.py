@@ -266,7 +266,7 @@ class _Placer:
     def _may_join(self, node: ir.Node) -> bool:
         if node in self.refused or not is_default_domain(node, *self.scheme.joining):
             return False
-        if any(v is None or v.is_initializer() or v.dtype not in (None, ir.DataType.FLOAT) for v in self._data(node)):
+        if any(v.is_initializer() or v.dtype not in (None, ir.DataType.FLOAT) for v in self._data(node)):
             return False
         return can_join(node)
 

@@ -19,7 +19,7 @@ from onnxcomp.graph.edit import origin_of
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import METHODS, Method, Range, choose_range
 from onnxcomp.quantize.account import changes
-from onnxcomp.quantize.emit import WeightRules, emit
+from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
 from onnxcomp.quantize.parameters import Parameters, affine
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.processor import saturates
@@ -65,10 +65,11 @@ def quantize(model: ir.Model, context: Context, settings: Settings) -> PassRepor
     means = _means(model, plan, feeds, context, settings)
     rules = _rules(context, settings)
     tried = [_ranges(plan, histograms, context, settings, method) for method in _methods(settings)]
-    ranges = tried[0] if len(tried) == 1 else _best(model, context, feeds, tried, rules, means)
+    known: WeightCache = {}
+    ranges = tried[0] if len(tried) == 1 else _best(model, context, feeds, tried, rules, means, known)
     parameters = _parameters(plan, ranges)
     report = PassReport(tuple(changes(plan, ranges, parameters, rules)), plan.skips, _notes(feeds, rules, means))
-    emit(model, plan, parameters, rules, means)
+    emit(model, plan, parameters, rules, means, known=known)
     return report
 
 
@@ -158,13 +159,14 @@ def _best(
     tried: Sequence[dict[str, Range]],
     rules: WeightRules,
     means: dict[str, NDArray[np.float64]] | None,
+    known: WeightCache,
 ) -> dict[str, Range]:
     """The ranges with which the outputs come closest to the original's on a few samples, on real kernels."""
     models: list[ir.Model] = []
     for ranges in tried:
         copy = model.clone()
         plan = _plan(copy, context)
-        emit(copy, plan, _parameters(plan, ranges), rules, means)
+        emit(copy, plan, _parameters(plan, ranges), rules, means, known=known)
         models.append(copy)
     errors = output_errors(model, models, feeds, limit=_TRIAL_SAMPLES, threads=context.threads)
     return tried[int(np.argmin(errors))]
