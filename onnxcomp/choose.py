@@ -99,7 +99,7 @@ def _visit(
     reason = configured.refuse(site)
     if reason:
         return Skip(site.name, reason)
-    original, compressed = _grams(site, sweep, context)
+    original, compressed = _grams(configured, site, sweep, context)
     proposals = configured.propose(site, original, context)
     if isinstance(proposals, Skip):
         return proposals
@@ -117,12 +117,14 @@ def _visit(
     )
 
 
-def _grams(site: Site, sweep: Sweep | None, context: Context) -> tuple[PatchGram | None, PatchGram | None]:
+def _grams(
+    configured: SitePass, site: Site, sweep: Sweep | None, context: Context
+) -> tuple[PatchGram | None, PatchGram | None]:
     """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs."""
     if sweep is None or site.geometry.transposed:
         return None, None
     sweep.advance(site)
-    original, compressed = _new_gram(site, context), _new_gram(site, context)
+    original, compressed = (_new_gram(site, context, configured.wants_patches()) for _ in range(2))
     for before, after, target in sweep.batches(site):
         original.update(before, target)
         if after is not before:
@@ -130,7 +132,7 @@ def _grams(site: Site, sweep: Sweep | None, context: Context) -> tuple[PatchGram
     return original, (compressed if compressed.count else original)
 
 
-def _new_gram(site: Site, context: Context) -> PatchGram:
+def _new_gram(site: Site, context: Context, keep: int) -> PatchGram:
     dimension = site.weight[0].size
     positions = max(int(_GRAM_FLOPS / dimension**2), 10 * dimension)
     return PatchGram(
@@ -138,13 +140,10 @@ def _new_gram(site: Site, context: Context) -> PatchGram:
         site.channels_in,
         site.channels_out,
         max_total=positions,
-        samples=_samples(context),
+        samples=0 if context.data is None else len(context.data),
+        keep=keep,
         seed=context.seed,
     )
-
-
-def _samples(context: Context) -> int:
-    return 0 if context.data is None else len(context.data)
 
 
 def _choose(site: Site, candidates: Sequence[Candidate], opset: int, context: Context) -> _Choice | Skip:

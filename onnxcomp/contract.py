@@ -209,6 +209,10 @@ class SitePass(Pass):
         """Whether propose() and refit() want patch statistics when there is data."""
         return False
 
+    def wants_patches(self) -> int:
+        """How many sampled patches refit() wants beside the moments (``gram.kept()``); 0 for none."""
+        return 0
+
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Let the compiler choose among the proposals, fit and apply them."""
         from onnxcomp.choose import run_site_pass  # the chooser imports this contract

@@ -12,14 +12,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcomp.calibration.gram import PatchGram
+from onnxcomp.calibration.gram import PatchGram, Samples
 from onnxcomp.contract import Candidate, Context, Saves, SitePass, Skip
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
-from onnxcomp.numeric.lowrank import fit_tucker2, whitened_spectra
+from onnxcomp.numeric.lowrank import Fit, RankErrors, fit_tucker2
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.ranks import energy_rank, keep_ranks, round_rank, tucker2_macs, weakened
+from onnxcomp.numeric.reluaware import relu_aware
 from onnxcomp.numeric.tucker import Tucker2 as Factors
 from onnxcomp.numeric.tucker import balance, hooi, mode_spectra, unfold_in, unfold_out
 from onnxcomp.numeric.vbmf import evbmf_rank
@@ -36,6 +37,7 @@ _BLOCK = 16
 # A side of fewer channels is not factored (methods, 3.2); a convolution with fewer than _TINY on a side, such as the
 # first one of an image network, has no low rank at all.
 _NARROW = 16
+_RELU_PATCHES = 4000
 _TINY = 8
 
 
@@ -64,6 +66,8 @@ class Tucker2(SitePass):
         keep: Fraction of each site's MACs to keep at most; the best split between both ranks is chosen.
         ranks: Explicit ranks, input x output, such as 32x64.
         fit: Whether the factors follow the weights, the data, or the data where there are any (auto).
+        relu: With data, fit what is left after a Relu on sampled patches (Zhang et al. 2016, section 3.2); slower, and
+            only right where a Relu follows.
     """
 
     name: ClassVar[str] = "tucker2"
@@ -76,6 +80,7 @@ class Tucker2(SitePass):
     keep: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] | None = None
     ranks: str | None = None
     fit: Literal["auto", "weights", "data"] = "auto"
+    relu: bool = False
 
     def __post_init__(self) -> None:
         if self.ranks is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.ranks):
@@ -91,6 +96,10 @@ class Tucker2(SitePass):
     def wants_gram(self) -> bool:
         """Whether the fit follows the data."""
         return self.fit != "weights"
+
+    def wants_patches(self) -> int:
+        """The ReLU-aware fit needs patches themselves."""
+        return _RELU_PATCHES if self.relu else 0
 
     def refuse(self, site: Site) -> str | None:
         """Say why a site has no Tucker-2 form worth trying."""
@@ -118,6 +127,8 @@ class Tucker2(SitePass):
         ranks = _sides(str(candidate.choice["ranks"]), weights[0])
         moments = _with_targets(gram, site, weights)
         fits = [fit_tucker2(w, None, m, *ranks) for w, m in zip(weights, moments, strict=True)]
+        if self.relu:
+            fits = [_after_relu(f, w, kept) for f, w, kept in zip(fits, weights, gram.kept(), strict=True)]
         factors = [balance(f.factors, m.xx) for f, m in zip(fits, moments, strict=True)]
         bias = np.concatenate([f.bias for f in fits])
         return _candidate(site, factors, bias, float(np.mean([f.error for f in fits])))
@@ -131,9 +142,7 @@ class Tucker2(SitePass):
             return Skip(site.name, f"ranks {self.ranks} reach the full {full[0]}x{full[1]}") if both else sides
         block = _BLOCK if context.objective == "latency" else 1
         if self.keep is not None:
-            spectra = _mean_spectra(site, weights, gram)
-            kernel, positions, transposed = site.geometry.kernel, _positions(site), site.geometry.transposed
-            kept = keep_ranks(*full, kernel, *positions, self.keep, block, spectra, transposed=transposed)
+            kept = _kept(site, weights, gram, self.keep, block)
             return kept or Skip(site.name, f"no ranks in steps of {block} keep {self.keep:g} of the MACs or less")
         raw = self._rule(site, weights, gram)
         if 0 in raw:
@@ -148,7 +157,7 @@ class Tucker2(SitePass):
     def _rule(self, site: Site, weights: list[Weight], gram: PatchGram | None) -> tuple[int, int]:
         """Ranks (input, output) before rounding, the largest over the groups."""
         if self.rank == "energy":
-            spectra = _mean_spectra(site, weights, gram)
+            spectra = _spectra(site, weights, gram)
             return energy_rank(spectra[0], self.energy), energy_rank(spectra[1], self.energy)
         found = [(evbmf_rank(unfold_in(w)).rank, evbmf_rank(unfold_out(w)).rank) for w in weights]
         rank_in, rank_out = max(i for i, _ in found), max(o for _, o in found)
@@ -177,15 +186,38 @@ def _with_targets(gram: PatchGram, site: Site, weights: list[Weight]) -> list[Mo
     ]
 
 
-def _mean_spectra(site: Site, weights: list[Weight], gram: PatchGram | None) -> Spectra:
+def _after_relu(fit: Fit, weight: Weight, patches: Samples) -> Fit:
+    if patches.y is None:
+        return fit
+    return Fit(*relu_aware(fit.factors, fit.bias, weight, patches.x, patches.y))
+
+
+def _rank_errors(site: Site, weights: list[Weight], gram: PatchGram) -> list[RankErrors]:
+    return [RankErrors(w, m) for w, m in zip(weights, _with_targets(gram, site, weights), strict=True)]
+
+
+def _spectra(site: Site, weights: list[Weight], gram: PatchGram | None) -> Spectra:
     """Input and output spectra, root mean square over the groups; whitened where there are statistics."""
     if gram is None:
         spectra = [mode_spectra(w) for w in weights]
     else:
-        moments = _with_targets(gram, site, weights)
-        spectra = [whitened_spectra(w, m) for w, m in zip(weights, moments, strict=True)]
+        spectra = [e.spectra() for e in _rank_errors(site, weights, gram)]
     rows = [np.sqrt(np.mean(np.square([s[side] for s in spectra]), axis=0)) for side in (0, 1)]
     return rows[0], rows[1]
+
+
+def _kept(site: Site, weights: list[Weight], gram: PatchGram | None, keep: float, block: int) -> Ranks | None:
+    """The ranks of least predicted error that keep at most that fraction of the MACs."""
+    sizes = weights[0].shape[1], weights[0].shape[0], site.geometry.kernel, *_positions(site)
+    transposed = site.geometry.transposed
+    if gram is None:
+        return keep_ranks(*sizes, keep, block, _spectra(site, weights, None), transposed=transposed)
+    errors = _rank_errors(site, weights, gram)
+
+    def error(rank_in: int | None, rank_out: int | None) -> float:
+        return float(np.mean([e(rank_in, rank_out) for e in errors]))
+
+    return keep_ranks(*sizes, keep, block, error=error, transposed=transposed)
 
 
 def _relative_error(factors: list[Factors], weights: list[Weight]) -> float:
