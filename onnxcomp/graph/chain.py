@@ -33,7 +33,7 @@ def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
         sizes[link.role], positions = _flow(link, source, site)
         if positions is None:
             unknown = True
-        else:
+        elif positions:
             macs += positions * link.constants[0].size
         previous = link.role
     return Cost(parameters, None if unknown else macs, size)
