@@ -24,6 +24,7 @@ from onnxcomp.quantize.parameters import Parameters, affine
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.processor import saturates
 from onnxcomp.quantize.trial import output_errors
+from onnxcomp.quantize.watch import watched
 from onnxcomp.quantize.weights import WeightScales
 from onnxcomp.targets.target import Scheme
 
@@ -61,7 +62,7 @@ def quantize(model: ir.Model, context: Context, settings: Settings) -> PassRepor
     feeds = context.data if context.data is not None else context.stand_in
     if feeds is None:
         raise DataError("int8 needs calibration data; give --data")
-    histograms = collect_histograms(model, plan.roots, feeds, threads=context.threads, limit=settings.samples)
+    histograms = _histograms(model, plan, feeds, context, settings)
     means = _means(model, plan, feeds, context, settings)
     rules = _rules(context, settings)
     tried = [_ranges(plan, histograms, context, settings, method) for method in _methods(settings)]
@@ -108,6 +109,14 @@ def _override(node: ir.Node, context: Context) -> dict[str, Value] | None:
     if not found:
         return {}
     return None if found[0] is None else dict(found[0])
+
+
+def _histograms(
+    model: ir.Model, plan: Plan, feeds: Feeds, context: Context, settings: Settings
+) -> dict[str, Histogram]:
+    seen, names = watched(model, plan)
+    found = collect_histograms(seen, list(names.values()), feeds, threads=context.threads, limit=settings.samples)
+    return {root: found[name] for root, name in names.items()}
 
 
 def _methods(settings: Settings) -> tuple[Method, ...]:

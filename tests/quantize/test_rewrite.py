@@ -262,3 +262,21 @@ def test_provenance_of_what_is_inserted(build: Builder, quantize: Quantizer) -> 
     by_name = {n.name: n.metadata_props["onnxcomp.origin"] for n in made}
     assert by_name["w.dequantize"] == "second"
     assert by_name["y.quantize"] == "second"
+
+
+def test_what_a_relu_behind_an_add_cuts_off_does_not_widen_the_range(
+    build: Builder, quantize: Quantizer, sqnr: Sqnr
+) -> None:
+    model = build(
+        "g (float[N,8,8,8] x) => (float[N,8,8,8] y)"
+        "{ a = Conv(x, v, low)  r = Relu(x)  b = Conv(r, u)  c = Relu(b)  s = Add(a, c)  t = Relu(s)  y = Conv(t, v) }",
+        {"v": (8, 8, 1, 1), "u": (8, 8, 1, 1), "low": (8,)},
+    )
+    model.graph.initializers["low"].const_value = ir.tensor(np.full(8, -0.7, np.float32), name="low")
+    quantized, report = quantize(model, calibration="minmax")
+    add = next(change for change in report.changes if change.summary.startswith("Add"))
+    assert add.facts["input.tensor"] == "a"
+    low, other_high = add.facts["input.low"], add.facts["input2.high"]
+    assert isinstance(low, float) and isinstance(other_high, float)
+    assert low >= -other_high - 0.1  # the sum is below 0 from there on
+    assert sqnr(model, quantized) > 22
