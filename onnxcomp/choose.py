@@ -46,7 +46,10 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     changes: list[Change] = []
     skips: list[Skip] = []
     taken = names_of(model.graph)
-    with _sweep(site_pass, model, context) as sweep:
+    variants = [site_pass, *(_with_options(site_pass, o.options) for o in context.overrides if o.options)]
+    for variant in variants:
+        variant.requires(model, context)
+    with _sweep(any(v.wants_gram() for v in variants), model, context) as sweep:
         for site in list(conv_sites(model, context.exclude)):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
             (skips if isinstance(outcome, Skip) else changes).append(outcome)  # type: ignore[arg-type]
@@ -75,8 +78,8 @@ def _with_options(site_pass: SitePass, options: Mapping[str, Value]) -> SitePass
 
 
 @contextmanager
-def _sweep(site_pass: SitePass, model: ir.Model, context: Context) -> Generator[Sweep | None]:
-    if context.data is None or not site_pass.wants_gram():
+def _sweep(wanted: bool, model: ir.Model, context: Context) -> Generator[Sweep | None]:
+    if context.data is None or not wanted:
         yield None
         return
     sweep = Sweep(model.clone(), model, context.data, context.workdir)
@@ -121,7 +124,7 @@ def _grams(
     configured: SitePass, site: Site, sweep: Sweep | None, context: Context
 ) -> tuple[PatchGram | None, PatchGram | None]:
     """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs."""
-    if sweep is None or site.geometry.transposed:
+    if sweep is None or site.geometry.transposed or not configured.wants_gram():
         return None, None
     sweep.advance(site)
     original, compressed = (_new_gram(site, context, configured.wants_patches()) for _ in range(2))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.contract import Context
+from onnxcomp.contract import Context, Override
 from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.errors import DataError
 from onnxcomp.passes.tucker2 import Tucker2
@@ -73,12 +73,12 @@ def test_the_bias_is_fitted_again(one: ir.Model, in_context: InContext, outputs_
     model = one.clone()
     Tucker2(ranks="8x8").run(model, in_context(data=_feeds(one)))
     after = outputs_of(model, {"x": _images(64, 1)})["y"]
-    assert not np.array_equal(_bias(model, "one.last.bias"), _bias(one, "b"))
+    assert not np.array_equal(_array(model, "one.last.bias"), _array(one, "b"))
     drift = np.abs((after - before).mean((0, 2, 3))) / before.std((0, 2, 3))
     assert drift.max() < 1e-3
     plain = one.clone()
     Tucker2(ranks="8x8", fit="weights").run(plain, in_context())
-    assert np.array_equal(_bias(plain, "one.last.bias"), _bias(one, "b"))
+    assert np.array_equal(_array(plain, "one.last.bias"), _array(one, "b"))
     shift = np.abs((outputs_of(plain, {"x": _images(64, 1)})["y"] - before).mean((0, 2, 3))) / before.std((0, 2, 3))
     assert shift.max() > 0.05
 
@@ -127,6 +127,38 @@ def test_a_fit_to_data_needs_data(one: ir.Model, in_context: InContext) -> None:
     Tucker2().requires(one, in_context())
 
 
+def test_a_layer_has_a_fit_of_its_own(parsed: Parsed, in_context: InContext) -> None:
+    arrays = {f"w{i}": _weight(i, 32, 24 if i == 1 else 32) for i in (1, 2, 3)}
+    base = parsed(CHAIN, **arrays, **{f"b{i}": np.ones(32, np.float32) for i in (1, 2, 3)})
+    data = _feeds(base, 10)
+    models: dict[tuple[str, str], ir.Model] = {}
+    auto, weights = Tucker2(ranks="8x8"), Tucker2(ranks="8x8", fit="weights")
+    for item, own in ((weights, "weights"), (auto, "auto"), (auto, "weights"), (weights, "data")):
+        model = models[item.fit, own] = base.clone()
+        item.run(model, in_context(data=data, overrides=(Override("one", {"fit": own}),)))
+    core = {key: _array(model, "one.core.weight") for key, model in models.items()}
+    assert np.array_equal(core["auto", "weights"], core["weights", "weights"])
+    assert np.array_equal(core["weights", "data"], core["auto", "auto"])
+    assert not np.array_equal(core["auto", "auto"], core["weights", "weights"])
+    with pytest.raises(DataError, match="give --data"):
+        Tucker2(ranks="8x8").run(base, in_context(overrides=(Override("one", {"fit": "data"}),)))
+
+
+def test_the_relu_aware_fit_is_better_after_a_relu(
+    parsed: Parsed, in_context: InContext, outputs_of: OutputsOf
+) -> None:
+    text = ONE.replace("y = Conv", "h = Conv").replace("}", "y = Relu(h) }")
+    base = parsed(text, w=_weight(0), b=np.full(32, -0.5, np.float32))
+    held_out = {"x": _images(32, 2)}
+    before = outputs_of(base, held_out)["y"]
+    errors: list[float] = []
+    for relu in (True, False):
+        model = base.clone()
+        Tucker2(ranks="5x6", relu=relu).run(model, in_context(data=_feeds(base)))
+        errors.append(_error(before, outputs_of(model, held_out)["y"]))
+    assert errors[0] < 0.99 * errors[1], errors
+
+
 def test_a_transposed_convolution_follows_its_weight(parsed: Parsed, in_context: InContext) -> None:
     text = "g (float[N,24,8,8] x) => (float[N,32,a,b] y) { [up] y = ConvTranspose<strides=[2,2]>(x, w) }"
     model = parsed(text, w=np.ascontiguousarray(_weight(0).swapaxes(0, 1)))
@@ -136,7 +168,7 @@ def test_a_transposed_convolution_follows_its_weight(parsed: Parsed, in_context:
     assert ir.to_proto(with_data) == ir.to_proto(without)
 
 
-def _bias(model: ir.Model, name: str) -> NDArray[Any]:
+def _array(model: ir.Model, name: str) -> NDArray[Any]:
     value = model.graph.initializers[name].const_value
     assert value is not None
     return value.numpy()
