@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import onnx_ir as ir
@@ -102,6 +102,8 @@ def optimize(
     tell = progress or _silent
     original = _loaded(model)
     chosen = _passes(passes)
+    if objective not in get_args(Objective):
+        raise InputError(f"no objective {objective!r}; there are {', '.join(get_args(Objective))}")
     aim = load_target(target)
     feeds, stand_in, warnings = _calibration(original, data, preprocess, shapes, require_data, seed)
     scored = None if eval is None else open_feeds(eval, original, preprocess=preprocess, shapes=shapes)
@@ -127,10 +129,22 @@ def optimize(
         )
         plan = Plan(chosen, tuple(tuple(o) for o in overrides), None if replay is None else tuple(replay), progress)
         measured = scored or feeds or stand_in
-        final, steps, failures = within_budget(original, start, plan, context, budget, measured)
+        outcome = within_budget(original, start, plan, context, budget, measured)
+        final = outcome.model
         tell("measure")
         speedup = time_models(original, final, context) if replay is None else None
-    recipe = _recipe(chosen, target, objective, exclude, seed, threads, max_drop, min_sqnr)
+    recipe = _recipe(
+        chosen,
+        overrides,
+        target=target,
+        objective=objective,
+        seed=seed,
+        threads=None if threads == 1 else threads,
+        exclude=[*exclude, *outcome.given_back],
+        max_drop=max_drop,
+        min_sqnr=min_sqnr,
+        shapes={name: "x".join(map(str, shape)) for name, shape in (shapes or {}).items()},
+    )
     before, after = _qualities(original, final, scored, feeds)
     report = PipelineReport(
         version=version("onnxcomp"),
@@ -138,13 +152,13 @@ def optimize(
         data=_described(feeds, stand_in),
         synthetic=feeds is None,
         folded=log.lines,
-        steps=steps,
+        steps=outcome.steps,
         before=replace(_snapshot(original, before), cost=model_cost(start)),
         after=_snapshot(final, after),
         speedup=speedup,
         fates=fusion_proof(final) if aim.host else (),
         warnings=tuple(warnings),
-        failures=failures,
+        failures=outcome.failures,
     )
     _stamp(final, report)
     return Result(final, replace(report, after=_snapshot(final, after)))
@@ -217,30 +231,13 @@ def _snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
     return Snapshot(model_cost(model), modelio.serialized_bytes(model), model.graph.num_nodes(), quality)
 
 
-def _recipe(
-    passes: tuple[Pass, ...],
-    target: str,
-    objective: str,
-    exclude: Sequence[str],
-    seed: int,
-    threads: int,
-    max_drop: float | None,
-    min_sqnr: float | None,
-) -> dict[str, object]:
-    recipe: dict[str, object] = {
-        "passes": [spec_of(p) for p in passes],
-        "target": target,
-        "objective": objective,
-        "seed": seed,
-    }
-    optional = {
-        "exclude": list(exclude),
-        "max_drop": max_drop,
-        "min_sqnr": min_sqnr,
-        "threads": threads if threads != 1 else None,
-    }
-    recipe.update({k: v for k, v in optional.items() if v not in (None, [])})
-    return recipe
+def _recipe(passes: tuple[Pass, ...], overrides: Sequence[Sequence[Override]], **fields: object) -> dict[str, object]:
+    """The recipe as plain data, without what is not set; ``layers`` holds the overrides, a mapping a pass."""
+    recipe = {key: value for key, value in fields.items() if value not in (None, [], {})}
+    layers = [{o.match: None if o.options is None else dict(o.options) for o in own} for own in overrides]
+    if any(layers):
+        recipe["layers"] = layers
+    return {"passes": [spec_of(p) for p in passes], **recipe}
 
 
 def _stamp(model: ir.Model, report: PipelineReport) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from glob import escape
 
 import onnx_ir as ir
@@ -14,12 +14,29 @@ from onnxcomp.errors import InputError
 from onnxcomp.evaluate import evaluate
 from onnxcomp.pipeline import Plan, Step, run_passes
 
-__all__ = ["within_budget"]
+__all__ = ["Outcome", "within_budget"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run under a budget came to.
+
+    Attributes:
+        model: The model.
+        steps: One entry a pass.
+        failures: The limits that do not hold however much is given back.
+        given_back: Globs of the sites that were left out so that the limits hold.
+    """
+
+    model: ir.Model
+    steps: tuple[Step, ...]
+    failures: tuple[str, ...] = ()
+    given_back: tuple[str, ...] = ()
 
 
 def within_budget(
     original: ir.Model, start: ir.Model, plan: Plan, context: Context, budget: Budget, feeds: Feeds | None
-) -> tuple[ir.Model, tuple[Step, ...], tuple[str, ...]]:
+) -> Outcome:
     """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... sites, the largest predicted error first.
 
     Args:
@@ -30,29 +47,23 @@ def within_budget(
         budget: The limits; an empty one always holds.
         feeds: What is measured on.
 
-    Returns:
-        The model, its steps, and the limits that do not hold however much is given back.
-
     Raises:
         InputError: There is a budget and nothing to measure it on.
     """
     model, steps = run_passes(start, plan, context)
     if not budget:
-        return model, steps, ()
+        return Outcome(model, steps)
     if feeds is None:
         raise InputError("an accuracy budget needs data to measure on; give --eval or --data")
     before = evaluate(original, feeds)
     failures = budget.failures(before, evaluate(model, feeds, original))
     ranked = _ranked(steps)
-    count = 1
-    while failures and ranked:
-        given_back = tuple(escape(site) for site in ranked[:count])
+    given_back: tuple[str, ...] = ()
+    while failures and len(given_back) < len(ranked):
+        given_back = tuple(escape(site) for site in ranked[: max(1, 2 * len(given_back))])
         model, steps = run_passes(start, plan, replace(context, exclude=(*context.exclude, *given_back)))
         failures = budget.failures(before, evaluate(model, feeds, original))
-        if count >= len(ranked):
-            break
-        count = min(2 * count, len(ranked))
-    return model, steps, failures
+    return Outcome(model, steps, failures, given_back)
 
 
 def _ranked(steps: tuple[Step, ...]) -> list[str]:

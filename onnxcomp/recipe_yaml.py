@@ -96,12 +96,19 @@ def from_yaml(text: str) -> Recipe:
 
 
 def replayable(stored: Mapping[str, Any], choices: Sequence[Choices]) -> dict[str, Any]:
-    """Return the recipe of a finished run, whose passes are spec texts, with the choices that replay each of them."""
-    passes: list[str | dict[str, Any]] = []
-    for text, chosen in zip(stored["passes"], choices, strict=True):
-        entry = RecipePass(parse_spec(text), choices=chosen)
-        passes.append(_pass_document(entry))
-    return {**stored, "passes": passes}
+    """Return the recipe of a finished run with the choices that replay each of its passes.
+
+    Args:
+        stored: The recipe; its passes are spec texts, and ``layers``, if there, holds the overrides, a mapping a pass.
+        choices: What each pass chose, by site.
+    """
+    rest = dict(stored)
+    texts, layers = rest.pop("passes"), rest.pop("layers", None) or [{} for _ in choices]
+    passes = [
+        _pass_document(RecipePass(parse_spec(text), tuple(Override(*item) for item in own.items()), chosen))
+        for text, own, chosen in zip(texts, layers, choices, strict=True)
+    ]
+    return {"passes": passes, **rest}
 
 
 def recipe_document(recipe: Recipe) -> dict[str, Any]:
