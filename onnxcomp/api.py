@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -14,19 +15,21 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp import modelio
-from onnxcomp.backoff import within_budget
+from onnxcomp.backoff import Outcome, within_budget
 from onnxcomp.budget import Budget
 from onnxcomp.contract import Context, Objective, Override, Pass
 from onnxcomp.cost import model_cost
-from onnxcomp.data import Feeds, Preprocess, open_feeds, overlap, synthetic_feeds
-from onnxcomp.errors import DataError, InputError
+from onnxcomp.data import Preprocess
+from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.globs import idle_globs
 from onnxcomp.graph.fold import canonicalise
+from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
+from onnxcomp.runtime.timing import Speedup
 from onnxcomp.targets.target import load_target
 
 __all__ = ["RECIPE", "VERSION", "Result", "optimize"]
@@ -34,7 +37,6 @@ __all__ = ["RECIPE", "VERSION", "Result", "optimize"]
 RECIPE = "onnxcomp.recipe"
 VERSION = "onnxcomp.version"
 
-_FEW = 64
 # Without evaluation data the outputs are compared on this many calibration samples.
 _COMPARED = 256
 
@@ -76,8 +78,8 @@ def optimize(
     Args:
         model: A path, an onnx-ir model or a ModelProto; never modified.
         passes: A pipeline such as ``"tucker2,int8"``, or passes and spec texts in the order to run.
-        data: Calibration data: a path (.npz, .npy, folder of images, ``module:function``), arrays by input name, or
-            Feeds.
+        data: Calibration data: a path (.npz, .npy, folder of images, ``module:function``), arrays by input name, a
+            callable or Feeds. None: synthetic samples stand in, and accuracy is unknown.
         eval: Evaluation data, likewise; with labels for accuracy.
         target: The runtime the model is for.
         objective: What a rewrite has to improve to be kept.
@@ -99,79 +101,59 @@ def optimize(
     Raises:
         InputError: The call, the model or the data are wrong (exit code 2).
     """
-    tell = progress or _silent
-    original = _loaded(model)
     chosen = _passes(passes)
     if objective not in get_args(Objective):
         raise InputError(f"no objective {objective!r}; there are {', '.join(get_args(Objective))}")
     aim = load_target(target)
-    feeds, stand_in, warnings = _calibration(original, data, preprocess, shapes, require_data, seed)
-    scored = None if eval is None else open_feeds(eval, original, preprocess=preprocess, shapes=shapes)
-    warnings += _overlap_warning(feeds, scored)
     budget = Budget(max_drop, min_sqnr)
-    if max_drop is not None and (scored is None or scored.labels is None):
+    intake = take_in(model, DataOptions(data, eval, preprocess, shapes, require_data, seed))
+    if max_drop is not None and (intake.scored is None or intake.scored.labels is None):
         raise InputError("--max-drop needs labelled evaluation data; give --eval with labels, or use --min-sqnr")
+    tell = progress or _silent
     tell("canonicalise")
-    start = original.clone()
+    start = intake.model.clone()
     log = canonicalise(start)
-    warnings += log.remarks
-    warnings += idle_globs(original, exclude, overrides)
+    plan = Plan(chosen, tuple(tuple(o) for o in overrides), None if replay is None else tuple(replay), progress)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
-            aim,
-            Path(folder),
-            objective=objective,
-            data=feeds,
-            stand_in=stand_in,
-            seed=seed,
-            threads=threads,
-            exclude=tuple(exclude),
+            aim, Path(folder), objective, intake.data, intake.stand_in, seed, threads, exclude=tuple(exclude)
         )
-        plan = Plan(chosen, tuple(tuple(o) for o in overrides), None if replay is None else tuple(replay), progress)
-        measured = scored or feeds or stand_in
-        outcome = within_budget(original, start, plan, context, budget, measured)
-        final = outcome.model
+        outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")
-        speedup = time_models(original, final, context) if replay is None else None
-    recipe = _recipe(
-        chosen,
-        overrides,
-        target=target,
-        objective=objective,
-        seed=seed,
-        threads=None if threads == 1 else threads,
-        exclude=[*exclude, *outcome.given_back],
-        max_drop=max_drop,
-        min_sqnr=min_sqnr,
-        shapes={name: "x".join(map(str, shape)) for name, shape in (shapes or {}).items()},
-    )
-    before, after = _qualities(original, final, scored, feeds)
+        outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None)
+    before, after, warnings = _qualities(intake, outcome.model)
     report = PipelineReport(
         version=version("onnxcomp"),
-        recipe=recipe,
-        data=_described(feeds, stand_in),
-        synthetic=feeds is None,
+        recipe=_recipe(
+            plan,
+            target=target,
+            objective=objective,
+            seed=seed,
+            threads=None if threads == 1 else threads,
+            exclude=[*exclude, *(escape(site) for site in outcome.given_back)],
+            max_drop=max_drop,
+            min_sqnr=min_sqnr,
+            shapes={name: "x".join(map(str, shape)) for name, shape in (shapes or {}).items()},
+            data=str(data) if isinstance(data, str | Path) else None,
+            eval=str(eval) if isinstance(eval, str | Path) else None,
+        ),
+        data=intake.describe(),
+        synthetic=intake.data is None,
         folded=log.lines,
         steps=outcome.steps,
-        before=replace(_snapshot(original, before), cost=model_cost(start)),
-        after=_snapshot(final, after),
+        before=replace(_snapshot(intake.model, before), cost=model_cost(start)),
+        after=_snapshot(outcome.model, after),
         speedup=speedup,
-        fates=fusion_proof(final) if aim.host else (),
-        warnings=tuple(warnings),
+        fates=fusion_proof(outcome.model) if aim.host else (),
+        warnings=(*intake.warnings, *log.remarks, *idle_globs(intake.model, exclude, overrides), *warnings),
         failures=outcome.failures,
     )
-    _stamp(final, report)
-    return Result(final, replace(report, after=_snapshot(final, after)))
+    _stamp(outcome.model, report)
+    return Result(outcome.model, replace(report, after=_snapshot(outcome.model, after)))
 
 
 def _silent(line: str) -> None:
     del line
-
-
-def _loaded(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return model
-    return modelio.from_proto(model) if isinstance(model, onnx.ModelProto) else modelio.load(model)
 
 
 def _passes(passes: str | Sequence[Pass | str]) -> tuple[Pass, ...]:
@@ -179,68 +161,64 @@ def _passes(passes: str | Sequence[Pass | str]) -> tuple[Pass, ...]:
     return tuple(p for item in items for p in ((item,) if isinstance(item, Pass) else build_pipeline(item)))
 
 
-def _calibration(
-    model: ir.Model,
-    data: Any,
-    preprocess: Preprocess | None,
-    shapes: Mapping[str, tuple[int, ...]] | None,
-    required: bool,
-    seed: int,
-) -> tuple[Feeds | None, Feeds | None, list[str]]:
-    """Real feeds, or synthetic ones and the words that say so; both None where no shape is known to make any."""
-    if data is not None:
-        feeds = open_feeds(data, model, preprocess=preprocess, shapes=shapes).unlabelled()
-        few = f"only {len(feeds)} calibration samples; {_FEW} or more are advised"
-        return feeds, None, [few] if len(feeds) < _FEW else []
-    if required:
-        raise DataError("no calibration data: --require-data was given without --data")
+def _not_slower(
+    original: ir.Model, start: ir.Model, outcome: Outcome, context: Context, replayed: bool
+) -> tuple[Outcome, Speedup | None]:
+    """Time the result against the input; where it is slower after all, give back everything."""
+    if replayed or not any(step.kept and step.report.changes for step in outcome.steps):
+        return outcome, None
+    speedup = time_models(original, outcome.model, context)
+    if speedup is None or speedup.high >= 1.0:
+        return outcome, speedup
+    why = f"slower: the result runs at {speedup.ratio:.2f}x of the input's speed"
+    steps = tuple(replace(step, kept=False, why=why) if step.kept else step for step in outcome.steps)
+    return replace(outcome, model=start.clone(), steps=steps), None
+
+
+def _qualities(intake: Intake, final: ir.Model) -> tuple[Quality | None, Quality | None, list[str]]:
+    """Measure the input and the result on the evaluation data, or compare their outputs on calibration data."""
+    if intake.scored is None and intake.data is None:
+        return None, None, []
+    before = None
     try:
-        return None, synthetic_feeds(model, seed, shapes=shapes), []
-    except DataError as error:
-        if shapes:  # what the user wrote is wrong, and is not passed over
-            raise
-        return None, None, [f"no synthetic data could be made, nothing is timed: {error}"]
+        if intake.scored is None:
+            assert intake.data is not None
+            after = evaluate(final, intake.data, intake.model, limit=_COMPARED)
+        else:
+            before = evaluate(intake.model, intake.scored)
+            after = evaluate(final, intake.scored, intake.model)
+    except ModelError as error:
+        return before, None, [f"the outputs could not be compared: {error}"]
+    return before, after, _alarms(after)
 
 
-def _overlap_warning(feeds: Feeds | None, scored: Feeds | None) -> list[str]:
-    if feeds is None or scored is None:
+def _alarms(quality: Quality) -> list[str]:
+    worst = min(quality.sqnr.values(), default=float("inf"))
+    if worst >= Budget.GARBAGE_DB:
         return []
-    shared = overlap(feeds, scored)
-    return (
-        [f"{shared} samples are in both the calibration and the evaluation data; the accuracy is too good"]
-        if shared
-        else []
-    )
-
-
-def _qualities(
-    original: ir.Model, final: ir.Model, scored: Feeds | None, feeds: Feeds | None
-) -> tuple[Quality | None, Quality | None]:
-    if scored is not None:
-        return evaluate(original, scored), evaluate(final, scored, original)
-    return None, None if feeds is None else evaluate(final, feeds, original, limit=_COMPARED)
-
-
-def _described(feeds: Feeds | None, stand_in: Feeds | None) -> str:
-    if feeds is not None:
-        return feeds.describe()
-    return "none" if stand_in is None else stand_in.describe()
+    return [
+        f"the outputs are far from the original's (SQNR {worst:.1f} dB); what was asked for costs this model too much"
+    ]
 
 
 def _snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
     return Snapshot(model_cost(model), modelio.serialized_bytes(model), model.graph.num_nodes(), quality)
 
 
-def _recipe(passes: tuple[Pass, ...], overrides: Sequence[Sequence[Override]], **fields: object) -> dict[str, object]:
+def _recipe(plan: Plan, **fields: object) -> dict[str, object]:
     """The recipe as plain data, without what is not set; ``layers`` holds the overrides, a mapping a pass."""
     recipe = {key: value for key, value in fields.items() if value not in (None, [], {})}
-    layers = [{o.match: None if o.options is None else dict(o.options) for o in own} for own in overrides]
+    layers = [{o.match: None if o.options is None else dict(o.options) for o in own} for own in plan.overrides]
     if any(layers):
         recipe["layers"] = layers
-    return {"passes": [spec_of(p) for p in passes], **recipe}
+    return {"passes": [spec_of(p) for p in plan.passes], **recipe}
 
 
 def _stamp(model: ir.Model, report: PipelineReport) -> None:
-    """Write the recipe with its resolved choices into the model's metadata, so that the file says how it was made."""
+    """Write the recipe with its resolved choices into the model's metadata, so that the file says how it was made.
+
+    Paths of data stay out: they mean nothing where the model goes.
+    """
+    recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval")}
     model.metadata_props[VERSION] = report.version
-    model.metadata_props[RECIPE] = json.dumps({**report.recipe, "choices": report.choices}, sort_keys=True)
+    model.metadata_props[RECIPE] = json.dumps({**recipe, "choices": report.choices}, sort_keys=True)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from glob import escape
 
 import onnx_ir as ir
 
 from onnxcomp.budget import Budget
 from onnxcomp.contract import Context
-from onnxcomp.data import Feeds
-from onnxcomp.errors import InputError
+from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import evaluate
+from onnxcomp.intake import Intake
 from onnxcomp.pipeline import Plan, Step, run_passes
 
 __all__ = ["Outcome", "within_budget"]
 
+# Enough to tell garbage from a good model.
+_PROBED = 128
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run under a budget came to.
+    """What a plan under a budget came to.
 
     Attributes:
         model: The model.
         steps: One entry a pass.
         failures: The limits that do not hold however much is given back.
-        given_back: Globs of the sites that were left out so that the limits hold.
+        given_back: Names of the sites that were left out so that the limits hold.
     """
 
     model: ir.Model
@@ -34,36 +36,61 @@ class Outcome:
     given_back: tuple[str, ...] = ()
 
 
-def within_budget(
-    original: ir.Model, start: ir.Model, plan: Plan, context: Context, budget: Budget, feeds: Feeds | None
-) -> Outcome:
+def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
     """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... sites, the largest predicted error first.
 
+    Without a budget, but with real data and nothing in the plan that the user asked for by amount, the outputs must
+    still resemble the original's: defaults never write garbage.
+
     Args:
-        original: The model that the outputs are compared with.
+        intake: The original model, that the outputs are compared with, and what is measured on.
         start: The canonicalised model that the passes run on.
         plan: What to run.
         context: The run's context.
-        budget: The limits; an empty one always holds.
-        feeds: What is measured on.
+        budget: The limits; may be empty.
 
     Raises:
         InputError: There is a budget and nothing to measure it on.
     """
-    model, steps = run_passes(start, plan, context)
-    if not budget:
-        return Outcome(model, steps)
-    if feeds is None:
-        raise InputError("an accuracy budget needs data to measure on; give --eval or --data")
-    before = evaluate(original, feeds)
-    failures = budget.failures(before, evaluate(model, feeds, original))
-    ranked = _ranked(steps)
+    outcome = Outcome(*run_passes(start, plan, context))
+    judge = _Judge.of(intake, plan, budget)
+    if judge is None:
+        return outcome
+    failures = judge.failures(outcome.model)
+    ranked = _ranked(outcome.steps)
     given_back: tuple[str, ...] = ()
     while failures and len(given_back) < len(ranked):
-        given_back = tuple(escape(site) for site in ranked[: max(1, 2 * len(given_back))])
-        model, steps = run_passes(start, plan, replace(context, exclude=(*context.exclude, *given_back)))
-        failures = budget.failures(before, evaluate(model, feeds, original))
-    return Outcome(model, steps, failures, given_back)
+        given_back = tuple(ranked[: max(1, 2 * len(given_back))])
+        outcome = Outcome(*run_passes(start, plan, replace(context, given_back=frozenset(given_back))))
+        failures = judge.failures(outcome.model)
+    return replace(outcome, failures=failures if budget else (), given_back=given_back)
+
+
+class _Judge:
+    """Measures a model against the original and says which limits do not hold."""
+
+    def __init__(self, intake: Intake, budget: Budget, limit: int | None) -> None:
+        feeds = intake.scored or intake.feeds
+        if feeds is None:
+            raise InputError("an accuracy budget needs data to measure on; give --eval or --data")
+        self._budget, self._original, self._feeds, self._limit = budget, intake.model, feeds, limit
+        self._before = evaluate(intake.model, feeds, limit=limit)
+
+    @classmethod
+    def of(cls, intake: Intake, plan: Plan, budget: Budget) -> _Judge | None:
+        """The judge of the user's budget, of the implied one, or None where nothing is to be held."""
+        if budget:
+            return cls(intake, budget, None)
+        if intake.data is None or plan.replay is not None or any(item.explicit() for item in plan.passes):
+            return None
+        try:
+            return cls(intake, Budget(min_sqnr=Budget.GARBAGE_DB), _PROBED)
+        except ModelError:  # outputs that cannot be compared hold no implied limit; the report says so
+            return None
+
+    def failures(self, model: ir.Model) -> tuple[str, ...]:
+        after = evaluate(model, self._feeds, self._original, limit=self._limit)
+        return self._budget.failures(self._before, after)
 
 
 def _ranked(steps: tuple[Step, ...]) -> list[str]:

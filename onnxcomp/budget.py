@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from onnxcomp.errors import InputError
 from onnxcomp.evaluate import Quality
@@ -18,6 +19,9 @@ class Budget:
         max_drop: Percentage points of top-1 accuracy (0.5 is half a point); needs labels.
         min_sqnr: Least signal-to-noise ratio of the worst output against the original's, dB; needs no labels.
     """
+
+    GARBAGE_DB: ClassVar[float] = 10.0
+    """Outputs below this SQNR (a tenth of the signal is noise) are called far from the original's."""
 
     max_drop: float | None = None
     min_sqnr: float | None = None

@@ -50,7 +50,7 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     for variant in variants:
         variant.requires(model, context)
     with _sweep(any(v.wants_gram() for v in variants), model, context) as sweep:
-        for site in list(conv_sites(model, context.exclude)):
+        for site in list(conv_sites(model)):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
             (skips if isinstance(outcome, Skip) else changes).append(outcome)  # type: ignore[arg-type]
     if changes:
@@ -92,6 +92,9 @@ def _sweep(wanted: bool, model: ir.Model, context: Context) -> Generator[Sweep |
 def _visit(
     site_pass: SitePass, site: Site, model: ir.Model, sweep: Sweep | None, context: Context, taken: set[str]
 ) -> Change | Skip:
+    excluded = context.excluded(site.name)
+    if excluded:
+        return Skip(site.name, excluded)
     configured = overridden(site_pass, site, context.overrides)
     if configured is None:
         return Skip(site.name, "left alone by the recipe")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxcomp.cost import Cost
@@ -127,6 +128,7 @@ class Context:
         seed: Seed of every random choice.
         threads: Intra-op threads for timing.
         exclude: Globs of node names that no pass may touch.
+        given_back: Names of sites that are left alone because the accuracy budget did not hold with them.
         overrides: Per-layer options for the pass that is running.
         followers: The passes after the running one; a candidate is timed as they would leave it.
         replay: Site name to the choice recorded in an earlier run for the running pass; when set, nothing is timed.
@@ -141,9 +143,16 @@ class Context:
     seed: int = 0
     threads: int = 1
     exclude: tuple[str, ...] = ()
+    given_back: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
     followers: tuple[Pass, ...] = ()
     replay: Mapping[str, Mapping[str, Value]] | None = None
+
+    def excluded(self, site: str) -> str | None:
+        """Why no pass may touch a site; None where passes may."""
+        if any(fnmatchcase(site, glob) for glob in self.exclude):
+            return "excluded by the user"
+        return "given back to hold the accuracy budget" if site in self.given_back else None
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,10 @@ class Pass(ABC):
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError when the pass cannot run on this model or target at all."""
         del model, context
+
+    def explicit(self) -> bool:
+        """Whether the user named an amount (ranks, bits ...), which is applied even where accuracy suffers."""
+        return False
 
     @abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassReport:

@@ -38,6 +38,7 @@ _BLOCK = 16
 # first one of an image network, has no low rank at all.
 _NARROW = 16
 _RELU_PATCHES = 4000
+_ENERGY = 0.95
 _TINY = 8
 
 
@@ -75,7 +76,7 @@ class Tucker2(SitePass):
     alternatives: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"rank", "keep", "ranks"}),)
 
     rank: Literal["energy", "vbmf", "weakened"] = "energy"
-    energy: Annotated[float, Bounds(0, 1, open_low=True)] = 0.95
+    energy: Annotated[float, Bounds(0, 1, open_low=True)] = _ENERGY
     weaken: Annotated[float, Bounds(0, 1)] = 0.7
     keep: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] | None = None
     ranks: str | None = None
@@ -92,6 +93,10 @@ class Tucker2(SitePass):
         """Raise DataError where the fit must follow data and there are none."""
         if self.fit == "data" and context.data is None:
             raise DataError("tucker2(fit=data) needs calibration data: give --data, or use fit=auto")
+
+    def explicit(self) -> bool:
+        """Whether the ranks follow from anything but the defaults."""
+        return (self.rank, self.energy, self.keep, self.ranks) != ("energy", _ENERGY, None, None)
 
     def wants_gram(self) -> bool:
         """Whether the fit follows the data."""

@@ -1,1 +1,1 @@
-"""Streaming statistics of activations: ranges, histograms and patch Grams, in memory that does not grow with the data."""
+"""Streaming statistics of activations (ranges, histograms, patch Grams) in memory that does not grow with the data."""

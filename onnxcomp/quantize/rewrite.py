@@ -91,10 +91,8 @@ def _scheme(context: Context) -> Scheme:
 
 def _plan(model: ir.Model, context: Context) -> Plan:
     def refuse(node: ir.Node) -> str | None:
-        name = origin_of(node)
-        if any(fnmatchcase(name, glob) for glob in context.exclude):
-            return "excluded by the user"
-        return "left alone by the recipe" if _override(node, context) is None else None
+        left_alone = "left alone by the recipe" if _override(node, context) is None else None
+        return context.excluded(origin_of(node)) or left_alone
 
     return place(model, _scheme(context), refuse)
 
