@@ -317,4 +317,4 @@ def _attribute_docs(docstring: str) -> dict[str, str]:
             found[current] = entry.group(2)
         elif current:
             found[current] += " " + stripped
-    return found
+    return {name: text.replace("`", "") for name, text in found.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
 
 from onnxcomp.contract import Context, Pass, PassReport
 from onnxcomp.errors import InputError
+from onnxcomp.options import Bounds
 from onnxcomp.quantize.rewrite import Settings, quantize, rehearse
 
 __all__ = ["Int8"]
@@ -24,7 +25,7 @@ class Int8(Pass):
     Refused, with the reason: weights that are not constant, not float32 or not finite, bodies of If, Loop and Scan,
     models that are quantized already, targets without an int8 form.
 
-    Options:
+    Attributes:
         calibration: Rule for activation ranges. ``auto`` takes ``mse`` or ``minmax``, whichever brings the outputs
             closer to the original's on up to 64 samples.
         percentile: For ``calibration=percentile``: percent of a tensor's values inside its range.
@@ -43,11 +44,11 @@ class Int8(Pass):
     name: ClassVar[str] = "int8"
 
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
-    percentile: float = 99.99
+    percentile: Annotated[float, Bounds(50, 100)] = 99.99
     weights: Literal["mse", "minmax"] = "mse"
     bias_correction: Literal["auto", "on", "off"] = "auto"
     reduce_range: Literal["auto", "on", "off"] = "auto"
-    samples: int = 0
+    samples: Annotated[int, Bounds(0)] = 0
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError where the target has no int8 scheme."""

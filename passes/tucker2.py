@@ -16,7 +16,7 @@ from onnxcomp.calibration.gram import PatchGram, Samples
 from onnxcomp.contract import Candidate, Context, Saves, SitePass, Skip
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.graph.edit import Link
-from onnxcomp.graph.sites import Site
+from onnxcomp.graph.sites import Site, is_default_domain
 from onnxcomp.numeric.lowrank import Fit, RankErrors, fit_tucker2
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.ranks import energy_rank, keep_ranks, round_rank, tucker2_macs, weakened
@@ -67,8 +67,8 @@ class Tucker2(SitePass):
         keep: Fraction of each site's MACs to keep at most; the best split between both ranks is chosen.
         ranks: Explicit ranks, input x output, such as 32x64.
         fit: Whether the factors follow the weights, the data, or the data where there are any (auto).
-        relu: With data, fit what is left after a Relu on sampled patches (Zhang et al. 2016, section 3.2); slower, and
-            only right where a Relu follows.
+        relu: With data, where nothing but Relu reads the output, fit what the Relu leaves, on sampled patches (Zhang et
+            al. 2016, section 3.2); slower.
     """
 
     name: ClassVar[str] = "tucker2"
@@ -132,7 +132,7 @@ class Tucker2(SitePass):
         ranks = _sides(str(candidate.choice["ranks"]), weights[0])
         moments = _with_targets(gram, site, weights)
         fits = [fit_tucker2(w, None, m, *ranks) for w, m in zip(weights, moments, strict=True)]
-        if self.relu:
+        if self.relu and _only_relu_reads(site):
             fits = [_after_relu(f, w, kept) for f, w, kept in zip(fits, weights, gram.kept(), strict=True)]
         factors = [balance(f.factors, m.xx) for f, m in zip(fits, moments, strict=True)]
         bias = np.concatenate([f.bias for f in fits])
@@ -189,6 +189,12 @@ def _with_targets(gram: PatchGram, site: Site, weights: list[Weight]) -> list[Mo
     return [
         m if m.has_targets else m.with_weight(w, b) for m, w, b in zip(gram.moments(), weights, biases, strict=True)
     ]
+
+
+def _only_relu_reads(site: Site) -> bool:
+    output = site.node.outputs[0]
+    readers = [node for node, _ in output.uses()]
+    return bool(readers) and not output.is_graph_output() and all(is_default_domain(n, "Relu") for n in readers)
 
 
 def _after_relu(fit: Fit, weight: Weight, patches: Samples) -> Fit:
