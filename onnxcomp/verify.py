@@ -43,15 +43,18 @@ def check_structure(model: ir.Model, before: ir.Model) -> None:
     """
     old, new = signature_of(before), signature_of(model)
     if old != new:
-        pairs = zip((*old.inputs, *old.outputs), (*new.inputs, *new.outputs), strict=False)
-        changed = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        what = "an input or output was added or removed"
-        if changed is not None:
-            what = f"{' '.join(changed[0])} became {' '.join(changed[1])}"
-        raise PassError(f"the signature changed: {what}")
+        raise PassError(f"the signature changed: {_difference(old, new)}")
     problem = _violation(model)
     if problem and not _violation(before):
         raise PassError(f"the rewritten model is not valid ONNX: {problem}")
+
+
+def _difference(old: Signature, new: Signature) -> str:
+    for what, before, after in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
+        if len(before) != len(after):
+            return f"an {what} was added or removed"
+    pairs = zip((*old.inputs, *old.outputs), (*new.inputs, *new.outputs), strict=True)
+    return next(f"{' '.join(a)} became {' '.join(b)}" for a, b in pairs if a != b)
 
 
 def _violation(model: ir.Model) -> str:
