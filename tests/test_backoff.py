@@ -1,0 +1,150 @@
+"""Sites are given back, worst first, until the budget holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxcomp.backoff import Outcome, within_budget
+from onnxcomp.budget import Budget
+from onnxcomp.contract import Change, Context, Pass, PassReport
+from onnxcomp.cost import model_cost
+from onnxcomp.data import Feeds, open_feeds
+from onnxcomp.errors import InputError
+from onnxcomp.intake import Intake
+from onnxcomp.pipeline import Plan
+
+Parsed = Callable[..., ir.Model]
+InContext = Callable[..., Context]
+# The more a site is hurt, the larger its error; the names read as globs that match something else.
+HURT = {"conv[1]": 0.5, "b?": 0.1, "c*": 0.02, "d": 0.004, "e": 0.001}
+
+
+@dataclass(frozen=True)
+class Hurt(Pass):
+    """Scales the weight of every site down, each by its own share."""
+
+    name: ClassVar[str] = "hurt"
+    predicts: bool = True
+    wanted: bool = True
+
+    def explicit(self) -> bool:
+        return self.wanted
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        changes: list[Change] = []
+        for node in model.graph:
+            name = node.name or ""
+            if name in HURT and not context.excluded(name):
+                weight = node.inputs[1]
+                assert weight is not None and weight.const_value is not None
+                scaled = weight.const_value.numpy() * (1 - HURT[name])
+                weight.const_value = ir.tensor(np.asarray(scaled, np.float32), name=weight.name)
+                cost = model_cost(model)
+                changes.append(Change(name, "hurt", cost, cost, HURT[name] if self.predicts else None))
+        return PassReport(tuple(changes))
+
+
+@pytest.fixture
+def model(parsed: Parsed) -> ir.Model:
+    """Five products in a row, with names full of glob characters."""
+    body = " ".join(f"[n{i}] h{i + 1} = MatMul(h{i}, w{i})" for i in range(5)).replace("h0", "x").replace("h5", "y")
+    arrays = {f"w{i}": np.linalg.qr(np.random.default_rng(i).standard_normal((8, 8)))[0] for i in range(5)}
+    model = parsed(
+        f"g (float[N,8] x) => (float[N,8] y) {{ {body} }}", **{k: v.astype(np.float32) for k, v in arrays.items()}
+    )
+    for node, name in zip(model.graph, HURT, strict=True):
+        node.name = name
+    return model
+
+
+def _intake(model: ir.Model, *, data: bool = True, labels: bool = False, scored: Feeds | None = None) -> Intake:
+    """The model with samples to measure on."""
+    feeds = open_feeds({"x": np.random.default_rng(9).standard_normal((64, 8)).astype(np.float32)}, model)
+    return Intake(model, feeds if data else None, None if data else feeds, scored, ())
+
+
+def _changed(outcome: Outcome) -> list[str]:
+    return [change.site for step in outcome.steps for change in step.report.changes]
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        (None, ["conv[1]", "b?", "c*", "d", "e"]),
+        (3.0, ["conv[1]", "b?", "c*", "d", "e"]),
+        (15.0, ["b?", "c*", "d", "e"]),
+        (30.0, ["c*", "d", "e"]),
+        (45.0, ["e"]),
+        (80.0, []),
+    ],
+)
+def test_the_worst_go_first(model: ir.Model, in_context: InContext, limit: float | None, left: list[str]) -> None:
+    """Given back are 1, 2, 4 and then all: what stays hurts less than the limit allows."""
+    outcome = within_budget(_intake(model), model, Plan((Hurt(),)), in_context(), Budget(min_sqnr=limit))
+    assert _changed(outcome) == left and outcome.failures == ()
+    assert outcome.given_back == tuple(HURT)[: 5 - len(left)]
+
+
+def test_what_the_user_excludes_stays_excluded(model: ir.Model, in_context: InContext) -> None:
+    context = in_context(exclude=("d",))
+    outcome = within_budget(_intake(model), model, Plan((Hurt(),)), context, Budget(min_sqnr=15.0))
+    assert _changed(outcome) == ["b?", "c*", "e"] and outcome.given_back == ("conv[1]",)
+
+
+def test_a_budget_that_cannot_hold_is_said(model: ir.Model, in_context: InContext) -> None:
+    broken = model.clone()
+    weight = broken.graph.initializers["w0"]
+    weight.const_value = ir.tensor(np.zeros((8, 8), np.float32), name="w0")
+    outcome = within_budget(_intake(model), broken, Plan((Hurt(),)), in_context(), Budget(min_sqnr=20.0))
+    assert _changed(outcome) == [] and outcome.given_back == tuple(HURT)
+    assert outcome.failures == ("the worst output has an SQNR of 0.0 dB, less than the 20 dB asked for",)
+
+
+def test_sites_without_prediction_go_last_by_name(model: ir.Model, in_context: InContext) -> None:
+    plan = Plan((Hurt(predicts=False),))
+    outcome = within_budget(_intake(model), model, plan, in_context(), Budget(min_sqnr=15.0))
+    assert outcome.given_back == ("b?", "c*", "conv[1]", "d") and outcome.failures == ()
+
+
+def test_labels_measure_the_drop(model: ir.Model, in_context: InContext) -> None:
+    x = np.random.default_rng(3).standard_normal((200, 8)).astype(np.float32)
+    weights = [v.const_value.numpy() for v in model.graph.initializers.values() if v.const_value is not None]
+    labels = np.linalg.multi_dot([x, *weights]).argmax(1)
+    intake = _intake(model, scored=open_feeds({"x": x, "labels": labels}, model))
+    outcome = within_budget(intake, model, Plan((Hurt(),)), in_context(), Budget(max_drop=0.0))
+    assert outcome.failures == () and len(_changed(outcome)) == 5  # scaling alone changes no class
+    wrong = _intake(model, scored=open_feeds({"x": x, "labels": (labels + 1) % 8}, model))
+    negated = model.clone()
+    first = negated.graph.initializers["w0"]
+    first.const_value = ir.tensor(-weights[0], name="w0")
+    assert within_budget(intake, negated, Plan(()), in_context(), Budget(max_drop=99.0)).failures == (
+        "top-1 drops 100.00 points, more than the 99 allowed",
+    )
+    assert within_budget(wrong, negated, Plan(()), in_context(), Budget(max_drop=0.0)).failures == ()
+
+
+def test_a_budget_needs_data(model: ir.Model, in_context: InContext) -> None:
+    nothing = Intake(model, None, None, None, ())
+    with pytest.raises(InputError, match="an accuracy budget needs data to measure on; give --eval or --data"):
+        within_budget(nothing, model, Plan((Hurt(),)), in_context(), Budget(min_sqnr=15.0))
+    assert _changed(within_budget(nothing, model, Plan((Hurt(),)), in_context(), Budget())) == list(HURT)
+
+
+def test_defaults_never_write_garbage(model: ir.Model, in_context: InContext) -> None:
+    """Without a budget, what the user did not ask for by amount is given back until the outputs resemble."""
+    plan = Plan((Hurt(wanted=False),))
+    outcome = within_budget(_intake(model), model, plan, in_context(), Budget())
+    assert outcome.given_back == ("conv[1]",) and outcome.failures == ()
+    for intake, steps in ((_intake(model, data=False), plan), (_intake(model), Plan((Hurt(),)))):
+        assert _changed(within_budget(intake, model, steps, in_context(), Budget())) == list(HURT)
+
+
+def test_a_replay_gives_nothing_more_back(model: ir.Model, in_context: InContext) -> None:
+    plan = Plan((Hurt(wanted=False),), replay=({"conv[1]": {}},))
+    assert _changed(within_budget(_intake(model), model, plan, in_context(), Budget())) == list(HURT)
