@@ -48,6 +48,7 @@ def site_model(site: Site, chain: Sequence[Link] | None, opset: int, copies: int
         value = relu.outputs[0]
         if chain is not None:
             replace_by_chain(node, chain, "bench")
+    value.shape = ir.Shape([1, *(site.output_shape[1:] or [None] * (len(shape) - 1))])
     graph.outputs.append(value)
     return ir.Model(graph, ir_version=8)
 
