@@ -26,7 +26,7 @@ PAYS = 1 / 0.9
 """A candidate is kept under ``latency`` when the site takes less than 0.9 of its time."""
 
 # Flops that one site's Gram may cost; more patches than 10 a dimension (methods, 0.4) gain little.
-_GRAM_FLOPS = 2e11
+_GRAM_FLOPS = 5e10
 
 
 @dataclass(frozen=True)
