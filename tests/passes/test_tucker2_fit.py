@@ -83,6 +83,18 @@ def test_the_bias_is_fitted_again(one: ir.Model, in_context: InContext, outputs_
     assert shift.max() > 0.05
 
 
+def test_inner_activations_are_of_one_magnitude(parsed: Parsed, in_context: InContext, outputs_of: OutputsOf) -> None:
+    """A link that int8 quantizes per tensor should not have loud and quiet channels."""
+    model = parsed(ONE.replace("<pads=[1,0,0,2], strides=[1,2]>", ""), w=_weight(0), b=np.zeros(32, np.float32))
+    Tucker2(ranks="8x8").run(model, in_context(data=_feeds(model)))
+    inner = model.graph[0].outputs[0]
+    model.graph.outputs.append(inner)
+    inner.shape = ir.Shape(["N", 8, 8, 8])
+    values = outputs_of(model, {"x": _images(64, 1)})[inner.name or ""]
+    loudness = np.sqrt(np.square(values).mean((0, 2, 3)))
+    assert loudness.max() < 1.6 * loudness.min(), loudness
+
+
 def test_a_layer_without_bias_gets_one_from_data(parsed: Parsed, in_context: InContext) -> None:
     text = ONE.replace(", b)", ")")
     model = parsed(text, w=_weight(0))
