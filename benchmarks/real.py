@@ -35,7 +35,8 @@ def model_file(model: str, work: Path) -> Path:
         return path
     expanded = work / f"{model}.onnx"
     if not expanded.exists():
-        subprocess.run([sys.executable, str(SHARED / "models" / "expand.py"), str(work)], check=True, capture_output=True)
+        expand = SHARED / "models" / "expand.py"
+        subprocess.run([sys.executable, str(expand), str(work)], check=True, capture_output=True)
     return expanded
 
 

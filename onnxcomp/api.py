@@ -113,7 +113,8 @@ def optimize(
     tell("canonicalise")
     start = intake.model.clone()
     log = canonicalise(start)
-    plan = Plan(chosen, tuple(tuple(o) for o in overrides), None if replay is None else tuple(replay), progress)
+    recorded = None if replay is None else tuple(replay)
+    plan = Plan(chosen, tuple(tuple(o) for o in overrides), recorded, progress=progress)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
             aim, Path(folder), objective, intake.data, intake.stand_in, seed, threads, exclude=tuple(exclude)
@@ -126,11 +127,12 @@ def optimize(
         version=version("onnxcomp"),
         recipe=_recipe(
             plan,
+            outcome.given_back,
             target=target,
             objective=objective,
             seed=seed,
             threads=None if threads == 1 else threads,
-            exclude=[*exclude, *(escape(site) for site in outcome.given_back)],
+            exclude=list(exclude),
             max_drop=max_drop,
             min_sqnr=min_sqnr,
             shapes={name: "x".join(map(str, shape)) for name, shape in (shapes or {}).items()},
@@ -205,10 +207,18 @@ def _snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
     return Snapshot(model_cost(model), modelio.serialized_bytes(model), model.graph.num_nodes(), quality)
 
 
-def _recipe(plan: Plan, **fields: object) -> dict[str, object]:
-    """The recipe as plain data, without what is not set; ``layers`` holds the overrides, a mapping a pass."""
+def _recipe(plan: Plan, given_back: Sequence[tuple[int, str]], **fields: object) -> dict[str, object]:
+    """The recipe as plain data, without what is not set.
+
+    ``layers`` holds the overrides, a mapping a pass; a site that was given back to hold the budget is left alone there.
+    """
     recipe = {key: value for key, value in fields.items() if value not in (None, [], {})}
-    layers = [{o.match: None if o.options is None else dict(o.options) for o in own} for own in plan.overrides]
+    layers: list[dict[str, object]] = [{} for _ in plan.passes]
+    for own, entry in zip(plan.overrides, layers, strict=False):
+        entry.update({o.match: None if o.options is None else dict(o.options) for o in own})
+    for position, site in given_back:
+        layers[position].pop(escape(site), None)  # the last match wins, so it has to come last
+        layers[position][escape(site)] = None
     if any(layers):
         recipe["layers"] = layers
     return {"passes": [spec_of(p) for p in plan.passes], **recipe}

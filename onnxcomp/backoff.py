@@ -15,6 +15,7 @@ from onnxcomp.pipeline import Plan, Step, run_passes
 
 __all__ = ["Outcome", "within_budget"]
 
+Given = tuple[int, str]
 # Enough to tell garbage from a good model.
 _PROBED = 128
 
@@ -27,13 +28,13 @@ class Outcome:
         model: The model.
         steps: One entry a pass.
         failures: The limits that do not hold however much is given back.
-        given_back: Names of the sites that were left out so that the limits hold.
+        given_back: (position of the pass, name of the site) of what was left out so that the limits hold.
     """
 
     model: ir.Model
     steps: tuple[Step, ...]
     failures: tuple[str, ...] = ()
-    given_back: tuple[str, ...] = ()
+    given_back: tuple[Given, ...] = ()
 
 
 def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
@@ -58,10 +59,10 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
         return outcome
     failures = judge.failures(outcome.model)
     ranked = _ranked(outcome.steps)
-    given_back: tuple[str, ...] = ()
+    given_back: tuple[Given, ...] = ()
     while failures and len(given_back) < len(ranked):
         given_back = tuple(ranked[: max(1, 2 * len(given_back))])
-        outcome = Outcome(*run_passes(start, plan, replace(context, given_back=frozenset(given_back))))
+        outcome = Outcome(*run_passes(start, replace(plan, given_back=frozenset(given_back)), context))
         failures = judge.failures(outcome.model)
     return replace(outcome, failures=failures if budget else (), given_back=given_back)
 
@@ -93,10 +94,11 @@ class _Judge:
         return self._budget.failures(self._before, after)
 
 
-def _ranked(steps: tuple[Step, ...]) -> list[str]:
-    """Names of the rewritten sites, largest predicted error first; those without a prediction last."""
-    worst: dict[str, float] = {}
-    for step in steps:
-        for change in step.report.changes:
-            worst[change.site] = max(worst.get(change.site, -1.0), -1.0 if change.error is None else change.error)
-    return sorted(worst, key=lambda site: (-worst[site], site))
+def _ranked(steps: tuple[Step, ...]) -> list[Given]:
+    """Rewrites as (position of the pass, site), largest predicted error first; those without a prediction last."""
+    errors = {
+        (index, change.site): -1.0 if change.error is None else change.error
+        for index, step in enumerate(steps)
+        for change in step.report.changes
+    }
+    return sorted(errors, key=lambda given: (-errors[given], given))

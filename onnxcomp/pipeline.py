@@ -101,11 +101,20 @@ class PipelineReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: the passes, their per-layer overrides, and the choices of an earlier run to replay."""
+    """What to run.
+
+    Attributes:
+        passes: The passes, in order.
+        overrides: Per pass, the per-layer options of a recipe; empty for none.
+        replay: Per pass, the choices of an earlier run; None: choose.
+        given_back: (position of a pass, site) pairs that are left alone to hold the accuracy budget.
+        progress: Called with the spec of each pass as it starts.
+    """
 
     passes: tuple[Pass, ...]
     overrides: tuple[tuple[Override, ...], ...] = ()
     replay: tuple[Choices, ...] | None = None
+    given_back: frozenset[tuple[int, str]] = frozenset()
     progress: Progress | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +138,7 @@ def run_passes(model: ir.Model, plan: Plan, context: Context) -> tuple[ir.Model,
             followers=plan.passes[index + 1 :],
             overrides=plan.overrides[index] if plan.overrides else (),
             replay=plan.replay[index] if plan.replay is not None else None,
+            given_back=frozenset(site for position, site in plan.given_back if position == index),
         )
         item.requires(model, own)
         model, step = _run_one(item, model, own)

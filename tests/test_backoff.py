@@ -32,6 +32,7 @@ class Hurt(Pass):
     name: ClassVar[str] = "hurt"
     predicts: bool = True
     wanted: bool = True
+    scale: float = 1.0
 
     def explicit(self) -> bool:
         return self.wanted
@@ -43,10 +44,10 @@ class Hurt(Pass):
             if name in HURT and not context.excluded(name):
                 weight = node.inputs[1]
                 assert weight is not None and weight.const_value is not None
-                scaled = weight.const_value.numpy() * (1 - HURT[name])
+                scaled = weight.const_value.numpy() * (1 - self.scale * HURT[name])
                 weight.const_value = ir.tensor(np.asarray(scaled, np.float32), name=weight.name)
                 cost = model_cost(model)
-                changes.append(Change(name, "hurt", cost, cost, HURT[name] if self.predicts else None))
+                changes.append(Change(name, "hurt", cost, cost, self.scale * HURT[name] if self.predicts else None))
         return PassReport(tuple(changes))
 
 
@@ -69,6 +70,10 @@ def _intake(model: ir.Model, *, data: bool = True, labels: bool = False, scored:
     return Intake(model, feeds if data else None, None if data else feeds, scored, ())
 
 
+def _given(*sites: str, position: int = 0) -> tuple[tuple[int, str], ...]:
+    return tuple((position, site) for site in sites)
+
+
 def _changed(outcome: Outcome) -> list[str]:
     return [change.site for step in outcome.steps for change in step.report.changes]
 
@@ -88,13 +93,13 @@ def test_the_worst_go_first(model: ir.Model, in_context: InContext, limit: float
     """Given back are 1, 2, 4 and then all: what stays hurts less than the limit allows."""
     outcome = within_budget(_intake(model), model, Plan((Hurt(),)), in_context(), Budget(min_sqnr=limit))
     assert _changed(outcome) == left and outcome.failures == ()
-    assert outcome.given_back == tuple(HURT)[: 5 - len(left)]
+    assert outcome.given_back == _given(*tuple(HURT)[: 5 - len(left)])
 
 
 def test_what_the_user_excludes_stays_excluded(model: ir.Model, in_context: InContext) -> None:
     context = in_context(exclude=("d",))
     outcome = within_budget(_intake(model), model, Plan((Hurt(),)), context, Budget(min_sqnr=15.0))
-    assert _changed(outcome) == ["b?", "c*", "e"] and outcome.given_back == ("conv[1]",)
+    assert _changed(outcome) == ["b?", "c*", "e"] and outcome.given_back == _given("conv[1]")
 
 
 def test_a_budget_that_cannot_hold_is_said(model: ir.Model, in_context: InContext) -> None:
@@ -102,14 +107,14 @@ def test_a_budget_that_cannot_hold_is_said(model: ir.Model, in_context: InContex
     weight = broken.graph.initializers["w0"]
     weight.const_value = ir.tensor(np.zeros((8, 8), np.float32), name="w0")
     outcome = within_budget(_intake(model), broken, Plan((Hurt(),)), in_context(), Budget(min_sqnr=20.0))
-    assert _changed(outcome) == [] and outcome.given_back == tuple(HURT)
+    assert _changed(outcome) == [] and outcome.given_back == _given(*HURT)
     assert outcome.failures == ("the worst output has an SQNR of 0.0 dB, less than the 20 dB asked for",)
 
 
 def test_sites_without_prediction_go_last_by_name(model: ir.Model, in_context: InContext) -> None:
     plan = Plan((Hurt(predicts=False),))
     outcome = within_budget(_intake(model), model, plan, in_context(), Budget(min_sqnr=15.0))
-    assert outcome.given_back == ("b?", "c*", "conv[1]", "d") and outcome.failures == ()
+    assert outcome.given_back == _given("b?", "c*", "conv[1]", "d") and outcome.failures == ()
 
 
 def test_labels_measure_the_drop(model: ir.Model, in_context: InContext) -> None:
@@ -140,7 +145,7 @@ def test_defaults_never_write_garbage(model: ir.Model, in_context: InContext) ->
     """Without a budget, what the user did not ask for by amount is given back until the outputs resemble."""
     plan = Plan((Hurt(wanted=False),))
     outcome = within_budget(_intake(model), model, plan, in_context(), Budget())
-    assert outcome.given_back == ("conv[1]",) and outcome.failures == ()
+    assert outcome.given_back == _given("conv[1]") and outcome.failures == ()
     for intake, steps in ((_intake(model, data=False), plan), (_intake(model), Plan((Hurt(),)))):
         assert _changed(within_budget(intake, model, steps, in_context(), Budget())) == list(HURT)
 
@@ -148,3 +153,10 @@ def test_defaults_never_write_garbage(model: ir.Model, in_context: InContext) ->
 def test_a_replay_gives_nothing_more_back(model: ir.Model, in_context: InContext) -> None:
     plan = Plan((Hurt(wanted=False),), replay=({"conv[1]": {}},))
     assert _changed(within_budget(_intake(model), model, plan, in_context(), Budget())) == list(HURT)
+
+
+def test_only_the_pass_at_fault_gives_back(model: ir.Model, in_context: InContext) -> None:
+    plan = Plan((Hurt(scale=0.0), Hurt()))
+    outcome = within_budget(_intake(model), model, plan, in_context(), Budget(min_sqnr=15.0))
+    assert outcome.given_back == _given("conv[1]", position=1)
+    assert [len(step.report.changes) for step in outcome.steps] == [5, 4]

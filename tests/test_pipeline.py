@@ -263,7 +263,9 @@ def test_each_pass_gets_what_is_its_own(
 ) -> None:
     own = (Override("mul", None),)
     said: list[str] = []
-    run_passes(model, Plan((Fake(), Fake("half")), ((), own), ({"a": {}}, {"b": {"k": 1}}), said.append), in_context())
+    run_passes(
+        model, Plan((Fake(), Fake("half")), ((), own), ({"a": {}}, {"b": {"k": 1}}), progress=said.append), in_context()
+    )
     assert [context.overrides for _, context in contexts] == [(), own]
     assert [context.replay for _, context in contexts] == [{"a": {}}, {"b": {"k": 1}}]
     assert said == ["fake", "fake(edit=half)"]
