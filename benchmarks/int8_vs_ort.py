@@ -4,7 +4,8 @@
 
 Both calibrate on the same training images and are judged on the evaluation images: file size, SQNR of the outputs
 against the original, top-1, and latency at batch 1 on one thread, all files interleaved. ORT runs QDQ, per-channel,
-uint8 x int8, after quant_pre_process, each calibrator in a process of its own (it keeps all activations: GBs). Its files are kept in DIR and used again. Prints a Markdown table. Linux only (peak memory).
+uint8 x int8, after quant_pre_process, each calibrator in a process of its own (it keeps all activations: GBs). Its
+files are kept in DIR and used again. Prints a Markdown table. Linux only (peak memory).
 """
 
 from __future__ import annotations
