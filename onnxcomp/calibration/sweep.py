@@ -76,7 +76,8 @@ class Sweep:
     ) -> None:
         self._original, self._current = original, current
         self._feeds, self._workdir, self._allowance = feeds, workdir, [memory]
-        self._inputs = [v.name or "" for v in original.graph.inputs]
+        # An initializer that is listed as an input has its own value in every feed.
+        self._inputs = [v.name or "" for v in original.graph.inputs if not v.is_initializer()]
         self._lifetime = _lifetimes(original.graph)
         self._order = {id(node): index for index, node in enumerate(original.graph)}
         self._by_output = {(node.outputs[0].name or ""): node for node in original.graph if node.outputs}
@@ -94,7 +95,7 @@ class Sweep:
         position = self._order[id(node)]
         source = node.inputs[0]
         wanted = {name for name, (born, last) in self._lifetime.items() if born < position <= last}
-        if source is not None and source.name and not source.is_graph_input():
+        if source is not None and source.name and source.name not in self._inputs:
             wanted.add(source.name)
         if self._diverged:
             if not self._kept[1]:

@@ -125,6 +125,15 @@ def test_it_shows_what_plain_runs_show(
     assert any(not np.allclose(before, after) for before, after, _ in seen["up"])
 
 
+def test_an_initializer_that_a_caller_may_override_keeps_its_value(net: ir.Model, feeds: Feeds, tmp_path: Path) -> None:
+    net.graph.inputs.append(net.graph.initializers["k"])
+    seen = {site.name: batches for site, batches in _visits(net, feeds, tmp_path, 1 << 30, ())}
+    for before, after, _ in seen["fixed"]:
+        np.testing.assert_array_equal(before, _arrays()["k"])
+        np.testing.assert_array_equal(after, _arrays()["k"])
+    assert list(seen) == list(ENDS)
+
+
 def test_both_inputs_are_one_array_until_something_changes(net: ir.Model, feeds: Feeds, tmp_path: Path) -> None:
     for site, batches in _visits(net, feeds, tmp_path, 1 << 30, ("stem", "left", "right")):
         same = [before is after for before, after, _ in batches]
