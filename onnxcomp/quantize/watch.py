@@ -1,9 +1,9 @@
 """What of a tensor counts for its range: behind an Add, a Relu may cut most of its negative part off.
 
-Where y = Relu(a + b), the result is the same for every a below -b: only max(a, -b) counts. Its range is narrower than
-that of a, and no value outside it changes y: a clipped a still leaves the sum at 0 or below, also where b is clipped
-the same way, since ranges hold 0. The residual Adds of a ResNet are of this form; the branch's negative tail costs up
-to half of its range.
+Where y = Relu(a + b), the result is the same for every a below -b. So max(a, -max(b, 0)) stands for a: its range is
+never wider than that of a and 0, and no value outside it changes y: a clipped a still leaves the sum at 0 or below,
+also where b is clipped the same way, since ranges hold 0. (Plain max(a, -b) would count a strongly negative b as a
+large a.) The residual Adds of a ResNet are of this form; the branch's negative tail costs up to half of its range.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ def watched(model: ir.Model, plan: Plan) -> tuple[ir.Model, dict[str, str]]:
     for root, other in partners.items():
         value = values[root]
         adder = next(user for user, _ in value.uses())
-        negated = ir.node("Neg", [values[other]])
+        positive = ir.node("Relu", [values[other]])
+        negated = ir.node("Neg", [positive.outputs[0]])
         counting = ir.node("Max", [value, negated.outputs[0]])
-        for node in (negated, counting):
+        for node in (positive, negated, counting):
             node.outputs[0].name = unique_name(copy.graph, f"{root}.{node.op_type}")
             node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-        copy.graph.insert_before(adder, [negated, counting])
+        copy.graph.insert_before(adder, [positive, negated, counting])
         names[root] = counting.outputs[0].name or root
     return copy, names
 

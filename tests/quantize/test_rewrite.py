@@ -264,6 +264,24 @@ def test_provenance_of_what_is_inserted(build: Builder, quantize: Quantizer) -> 
     assert by_name["y.quantize"] == "second"
 
 
+def test_a_large_partner_behind_an_add_does_not_widen_the_range(build: Builder, quantize: Quantizer) -> None:
+    """Both operands are signed and one is far larger: where it is very negative, the other one is no larger for it."""
+    model = build(
+        "g (float[N,8,8,8] x) => (float[N,8,8,8] y)"
+        "{ a = Conv(x, v)  b = Conv(x, u)  s = Add(a, b)  t = Relu(s)  y = Conv(t, v) }",
+        {"v": (8, 8, 1, 1), "u": (8, 8, 1, 1)},
+    )
+    large = model.graph.initializers["u"].const_value
+    assert large is not None
+    model.graph.initializers["u"].const_value = ir.tensor(20 * large.numpy(), name="u")
+    _, report = quantize(model, calibration="minmax")
+    add = next(change for change in report.changes if change.summary.startswith("Add"))
+    assert add.facts["input.tensor"] == "a"
+    high, other_high = add.facts["input.high"], add.facts["input2.high"]
+    assert isinstance(high, float) and isinstance(other_high, float)
+    assert high < other_high / 10
+
+
 def test_what_a_relu_behind_an_add_cuts_off_does_not_widen_the_range(
     build: Builder, quantize: Quantizer, sqnr: Sqnr
 ) -> None:
