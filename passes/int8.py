@@ -8,11 +8,14 @@ from typing import Annotated, ClassVar, Literal
 import onnx_ir as ir
 
 from onnxcomp.contract import Context, Pass, PassReport
-from onnxcomp.errors import InputError
-from onnxcomp.options import Bounds
+from onnxcomp.errors import InputError, OptionError
+from onnxcomp.options import Bounds, replace_options
 from onnxcomp.quantize.rewrite import Settings, quantize, rehearse
 
 __all__ = ["Int8"]
+
+# What a recipe may say of a single layer; the rest holds for the whole model.
+_LAYER_OPTIONS = ("calibration", "percentile")
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,18 @@ class Int8(Pass):
     samples: Annotated[int, Bounds(0)] = 0
 
     def requires(self, model: ir.Model, context: Context) -> None:
-        """Raise InputError where the target has no int8 scheme."""
+        """Raise InputError where the target has no int8 scheme, or a layer has an option that only a model can have."""
         if context.target.scheme is None:
             raise InputError(context.target.no_int8)
+        for override in context.overrides:
+            options = override.options or {}
+            replace_options(self, options)
+            whole = [name for name in options if name not in _LAYER_OPTIONS]
+            if whole:
+                raise OptionError(
+                    f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r};"
+                    f" a layer takes {' and '.join(_LAYER_OPTIONS)}, or null"
+                )
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize in place."""

@@ -14,9 +14,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnxcomp import modelio
-from onnxcomp.contract import Context
+from onnxcomp.contract import Context, Override, Value
 from onnxcomp.data import open_feeds, synthetic_feeds
-from onnxcomp.errors import DataError, InputError
+from onnxcomp.errors import DataError, InputError, OptionError
 from onnxcomp.graph.fold import fold
 from onnxcomp.options import spec_of
 from onnxcomp.passes.int8 import Int8
@@ -59,6 +59,24 @@ def test_targets_without_a_scheme_are_refused(target: str, model: ir.Model, tmp_
         Int8().requires(model, context(tmp_path, target))
     assert refusal.value.exit_code == 2
     assert "int8" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "minmax"}, r"int8\.weights holds for the whole model, not for the layer 'conv\*'"),
+        ({"calibration": "mse", "samples": 8}, r"int8\.samples holds for the whole model"),
+        ({"calbration": "mse"}, "has no option 'calbration'; did you mean 'calibration'"),
+        ({"percentile": 101}, r"int8\.percentile: 101 is not"),
+    ],
+)
+def test_what_a_layer_cannot_have_is_refused(
+    options: dict[str, Value], message: str, model: ir.Model, tmp_path: Path
+) -> None:
+    given = (Override("first", {"calibration": "entropy"}), Override("conv*", options))
+    with pytest.raises(OptionError, match=message):
+        Int8().requires(model, context(tmp_path, overrides=given))
+    Int8().requires(model, context(tmp_path, overrides=(*given[:1], Override("conv*", None))))
 
 
 def test_without_any_data_the_message_says_what_to_give(model: ir.Model, tmp_path: Path) -> None:
