@@ -23,7 +23,7 @@ from onnxcomp.data import Preprocess
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.globs import idle_globs
-from onnxcomp.graph.fold import canonicalise
+from onnxcomp.graph.fold import Log, canonicalise
 from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
@@ -32,10 +32,11 @@ from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.timing import Speedup
 from onnxcomp.targets.target import load_target
 
-__all__ = ["RECIPE", "VERSION", "Result", "optimize"]
+__all__ = ["EARLIER", "RECIPE", "VERSION", "Result", "optimize"]
 
 RECIPE = "onnxcomp.recipe"
 VERSION = "onnxcomp.version"
+EARLIER = "onnxcomp.recipe.earlier"
 
 # Without evaluation data the outputs are compared on this many calibration samples.
 _COMPARED = 256
@@ -112,7 +113,7 @@ def optimize(
     tell = progress or _silent
     tell("canonicalise")
     start = intake.model.clone()
-    log = canonicalise(start)
+    log = Log() if chosen[:1] and chosen[0].canonicalises else canonicalise(start)
     recorded = None if replay is None else tuple(replay)
     plan = Plan(chosen, tuple(tuple(o) for o in overrides), recorded, progress=progress)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
@@ -227,8 +228,14 @@ def _recipe(plan: Plan, given_back: Sequence[tuple[int, str]], **fields: object)
 def _stamp(model: ir.Model, report: PipelineReport) -> None:
     """Write the recipe with its resolved choices into the model's metadata, so that the file says how it was made.
 
-    Paths of data stay out: they mean nothing where the model goes.
+    Paths of data stay out: they mean nothing where the model goes. A run that changed nothing leaves the recipe of an
+    earlier one; otherwise the earlier one is kept beside the new.
     """
+    earlier = model.metadata_props.get(RECIPE)
+    if earlier is not None:
+        if not any(step.kept and step.report.changes for step in report.steps):
+            return
+        model.metadata_props[EARLIER] = earlier
     recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval")}
     model.metadata_props[VERSION] = report.version
     model.metadata_props[RECIPE] = json.dumps({**recipe, "choices": report.choices}, sort_keys=True)

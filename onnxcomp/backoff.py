@@ -99,6 +99,6 @@ def _ranked(steps: tuple[Step, ...]) -> list[Given]:
     errors = {
         (index, change.site): -1.0 if change.error is None else change.error
         for index, step in enumerate(steps)
-        for change in step.report.changes
+        for change in (step.report.changes if step.kept else ())
     }
     return sorted(errors, key=lambda given: (-errors[given], given))

@@ -20,8 +20,8 @@ class Budget:
         min_sqnr: Least signal-to-noise ratio of the worst output against the original's, dB; needs no labels.
     """
 
-    GARBAGE_DB: ClassVar[float] = 10.0
-    """Outputs below this SQNR (a tenth of the signal is noise) are called far from the original's."""
+    GARBAGE_DB: ClassVar[float] = 6.0
+    """Outputs below this SQNR (a quarter of the signal is noise) are called far from the original's."""
 
     max_drop: float | None = None
     min_sqnr: float | None = None

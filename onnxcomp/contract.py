@@ -165,6 +165,9 @@ class Pass(ABC):
 
     name: ClassVar[str]
     saves: ClassVar[Saves] = "latency"
+    # Whether the pass brings a model into canonical form by itself; then a pipeline that begins with it is not
+    # canonicalised before, and what was done is the pass's to report.
+    canonicalises: ClassVar[bool] = False
     # Groups of options, each with a default, of which one at a time counts: a layer given one loses the pass's others.
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 

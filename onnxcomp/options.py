@@ -120,7 +120,7 @@ def describe(pass_type: type[Pass]) -> tuple[Option, ...]:
             None if (default := _default(field)) is _MISSING else _render(default),
             field.metadata.get("help", helps.get(field.name, "")),
         )
-        for field in dataclasses.fields(pass_type)
+        for field in _options_of(pass_type)
     )
 
 
@@ -166,7 +166,7 @@ def pass_spec_of(instance: Pass) -> PassSpec:
     """Return the spec of a pass, as `spec_of` does, before it is written out."""
     hints = _hints(type(instance))
     options: dict[str, Value] = {}
-    for field in dataclasses.fields(instance):
+    for field in _options_of(type(instance)):
         value = getattr(instance, field.name)
         try:
             value = coerce(value, hints[field.name])
@@ -213,12 +213,17 @@ def _option_error(problem: str, source: Source | None, column: int | None) -> Op
     return OptionError(f"{problem}\n{source.point(source.column if column is None else column)}")
 
 
+def _options_of(pass_type: type[Pass]) -> list[dataclasses.Field[Any]]:
+    """The fields that are options: all but those marked ``metadata={"option": False}``, which text cannot say."""
+    return [field for field in dataclasses.fields(pass_type) if field.metadata.get("option", True)]
+
+
 def _hints(pass_type: type[Pass]) -> dict[str, Any]:
     try:
         hints = get_type_hints(pass_type, include_extras=True)
     except NameError as error:
         raise PassError(f"pass {pass_type.name!r}: the type of an option cannot be read: {error}") from error
-    for field in dataclasses.fields(pass_type):
+    for field in _options_of(pass_type):
         for kind, _ in _alternatives(hints[field.name]):
             if kind not in (str, int, float, bool, NoneType) and get_origin(kind) is not Literal:
                 raise PassError(f"pass {pass_type.name!r}: option {field.name!r} has the unsupported type {kind!r}")

@@ -26,13 +26,18 @@ class Signature:
 
 
 def signature_of(model: ir.Model) -> Signature:
-    """Read the signature of a model."""
+    """Read the signature of a model.
+
+    Before IR 4 every initializer had to be listed among the inputs though no caller could set it; those do not count.
+    """
+    fixed = model.graph.initializers if model.ir_version < 4 else {}
 
     def entry(value: ir.Value) -> tuple[str, str, str]:
         return value.name or "", str(value.type), str(value.shape)
 
     graph = model.graph
-    return Signature(tuple(entry(v) for v in graph.inputs), tuple(entry(v) for v in graph.outputs))
+    inputs = tuple(entry(v) for v in graph.inputs if v.name not in fixed)
+    return Signature(inputs, tuple(entry(v) for v in graph.outputs))
 
 
 def check_structure(model: ir.Model, before: ir.Model) -> None:

@@ -29,6 +29,7 @@ class Fold(Pass):
 
     name: ClassVar[str] = "fold"
     saves: ClassVar[Saves] = "nothing"
+    canonicalises: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Fold: a Change for each node that absorbed others, a Skip for each that could not; the rest in notes."""

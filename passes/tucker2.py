@@ -38,7 +38,7 @@ _BLOCK = 16
 # first one of an image network, has no low rank at all.
 _NARROW = 16
 _RELU_PATCHES = 4000
-_ENERGY = 0.95
+_ENERGY = 0.995
 _TINY = 8
 
 

@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxcomp import modelio
-from onnxcomp.api import RECIPE, VERSION, Result, optimize
+from onnxcomp.api import EARLIER, RECIPE, VERSION, Result, optimize
 from onnxcomp.contract import Override
 from onnxcomp.errors import DataError, InputError, ModelError, OptionError, UnknownPassError
 from onnxcomp.graph.fold import fold
+from onnxcomp.interop.graphsurgeon import GraphSurgeonPass
 from onnxcomp.passes.tucker2 import Tucker2
 from onnxcomp.recipe_yaml import load_recipe
 from onnxcomp.report.schema import report_document
@@ -295,3 +296,34 @@ def test_a_model_that_the_runtime_refuses_is_refused(model: ir.Model) -> None:
         optimize(proto, "tucker2")
     with pytest.raises(ModelError, match=r"missing\.onnx does not exist"):
         optimize("missing.onnx", "tucker2")
+
+
+def test_a_run_that_begins_with_fold_reports_it(parsed: Callable[..., ir.Model]) -> None:
+    scale = np.full((1, 2, 1, 1), 2.0, np.float32)
+    model = parsed(
+        "g (float[N,2,4,4] x) => (float[N,A,B,C] y) { [conv] h = Conv(x, w) [double] y = Mul(h, scale) }",
+        w=np.ones((2, 2, 3, 3), np.float32),
+        scale=scale,
+    )
+    explicit, implicit = optimize(model, "fold", objective="macs"), optimize(model, "tucker2", objective="macs")
+    assert [c.site for c in explicit.report.steps[0].report.changes] == ["conv"] and explicit.report.folded == ()
+    assert any("conv" in line for line in implicit.report.folded)
+    assert [n.op_type for n in explicit.model.graph] == [n.op_type for n in implicit.model.graph] == ["Conv"]
+
+
+def test_a_graphsurgeon_function_is_a_pass_like_any_other(model: ir.Model) -> None:
+    def rename(graph: Any) -> None:
+        graph.nodes[0].name = "renamed"
+
+    result = optimize(model, [GraphSurgeonPass(rename)], objective="macs")
+    assert result.report.recipe["passes"] == ["graphsurgeon"] and result.report.steps[0].kept
+    assert "renamed" in [node.name for node in result.model.graph]
+
+
+def test_an_earlier_recipe_is_kept(model: ir.Model) -> None:
+    first = optimize(model, "tucker2(ranks=4x4)", objective="macs").model
+    recipe = first.metadata_props[RECIPE]
+    again = optimize(first, "tucker2(ranks=999x999)", objective="macs").model
+    assert again.metadata_props[RECIPE] == recipe and EARLIER not in again.metadata_props
+    other = optimize(first, "int8", objective="macs").model
+    assert other.metadata_props[EARLIER] == recipe and other.metadata_props[RECIPE] != recipe

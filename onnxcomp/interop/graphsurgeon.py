@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -37,7 +37,7 @@ class GraphSurgeonPass(Pass):
     """
 
     name: ClassVar[str] = "graphsurgeon"
-    function: Callable[[gs.Graph], gs.Graph | None]
+    function: Callable[[gs.Graph], gs.Graph | None] = field(metadata={"option": False})
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise ModelError where graphsurgeon would damage the model."""
