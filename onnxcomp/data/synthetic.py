@@ -111,7 +111,7 @@ def _sample_shape(wanted: ModelInput) -> tuple[int, ...]:
     if len(fixed) != len(rest):
         example = "x".join(str(d) if isinstance(d, int) else "..." for d in (1, *rest))
         raise DataError(
-            f"input {wanted.name!r} is {wanted}: not only its batch is free; give --shapes {wanted.name}={example}"
+            f"input {wanted.name!r} is {wanted}: not only its batch is free; give --shapes {wanted.name}:{example}"
         )
     if 0 in fixed or wanted.fixed_batch == 0:
         raise DataError(f"input {wanted.name!r} is {wanted}: it has an axis of 0 and cannot be fed")

@@ -142,7 +142,7 @@ def test_other_ranks_get_standard_normal_values(model_of: ModelOf) -> None:
 @pytest.mark.parametrize(
     ("shape", "kind", "message"),
     [
-        (["N", 3, "H", "W"], TensorProto.FLOAT, r"not only its batch is free; give --shapes x=1x3x\.\.\.x\.\.\."),
+        (["N", 3, "H", "W"], TensorProto.FLOAT, r"not only its batch is free; give --shapes x:1x3x\.\.\.x\.\.\."),
         (["N", None], TensorProto.FLOAT, "give --shapes"),
         (None, TensorProto.FLOAT, "has no shape in the model; give --shapes or data"),
         (["N", 3], TensorProto.STRING, "is text"),
