@@ -182,6 +182,9 @@ class _Writer:
     def _hand_over_output(self, value: ir.Value, result: ir.Value, name: str) -> None:
         """Let `result` be the graph output under the name that `value` had."""
         if value.name == name:
+            producer = value.producer()
+            if producer is not None and not producer.name:  # it was called after this value, and still is
+                producer.metadata_props.setdefault(ORIGIN, origin_of(producer))
             value.name = unique_name(self.graph, f"{name}.raw", self.taken)
         result.name = name
         result.doc_string = value.doc_string

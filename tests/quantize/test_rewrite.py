@@ -264,6 +264,13 @@ def test_provenance_of_what_is_inserted(build: Builder, quantize: Quantizer) -> 
     assert by_name["y.quantize"] == "second"
 
 
+def test_a_node_without_a_name_is_still_called_after_its_output(build: Builder, quantize: Quantizer) -> None:
+    model = build("g (float[N,8,8,8] x) => (float[N,8,8,8] y) { y = Conv(x, v) }", {"v": (8, 8, 1, 1)})
+    quantized, report = quantize(model)
+    assert [change.site for change in report.changes] == ["y"]
+    assert [fate.node for fate in fusion_proof(quantized)] == ["y"]
+
+
 def test_a_large_partner_behind_an_add_does_not_widen_the_range(build: Builder, quantize: Quantizer) -> None:
     """Both operands are signed and one is far larger: where it is very negative, the other one is no larger for it."""
     model = build(
