@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
-from onnxcomp.graph.geometry import Geometry
+from onnxcomp.graph.geometry import Geometry, same_pads
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.patches import output_shape, patches_at, sample_positions
 
@@ -252,12 +252,8 @@ def _targets_at(y: Array, positions: NDArray[np.intp]) -> Array:
 
 
 def _explicit_pads(geometry: Geometry, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """Pads of this input size; SAME is resolved as ONNX Conv-11 says."""
+    """Pads of this input size."""
     if geometry.auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         return geometry.pads
-    totals = [
-        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        for size, k, s, d in zip(spatial, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
-    ]
-    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return tuple(small + large) if geometry.auto_pad == "SAME_UPPER" else tuple(large + small)
+    upper = geometry.auto_pad == "SAME_UPPER"
+    return same_pads(spatial, geometry.kernel, geometry.strides, geometry.dilations, upper=upper)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-__all__ = ["Geometry"]
+__all__ = ["Geometry", "same_pads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +73,18 @@ class Geometry:
             auto_pad="NOTSET",
             transposed=False,
         )
+
+
+def same_pads(
+    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], *, upper: bool
+) -> tuple[int, ...]:
+    """Return the explicit pads of auto_pad SAME for an input of these spatial sizes, all begins then all ends.
+
+    ONNX Conv-11: total = max((ceil(in/s) - 1)·s + (k-1)·d + 1 - in, 0); SAME_UPPER puts the odd one at the end.
+    """
+    totals = [
+        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return tuple(small + large) if upper else tuple(large + small)

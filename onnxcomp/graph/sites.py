@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxcomp.contract import Skip
 from onnxcomp.cost import Cost
 from onnxcomp.graph.edit import origin_of
-from onnxcomp.graph.geometry import Geometry
+from onnxcomp.graph.geometry import Geometry, same_pads
 
 __all__ = ["Kind", "Site", "conv_sites", "geometry_of", "is_default_domain", "static_shape"]
 
@@ -180,11 +180,7 @@ def _site(node: ir.Node, name: str) -> Site:
 
 
 def geometry_of(node: ir.Node, weight_shape: tuple[int, ...], input_shape: Shape) -> Geometry:
-    """Read the geometry of a Conv or ConvTranspose, with auto_pad made explicit where the input size allows it.
-
-    auto_pad (ONNX Conv-11): total = max((ceil(in/s) - 1)·s + (k-1)·d + 1 - in, 0); SAME_UPPER puts the odd one at the
-    end.
-    """
+    """Read the geometry of a Conv or ConvTranspose, with auto_pad made explicit where the input size allows it."""
     attributes = node.attributes
     rank = len(weight_shape) - 2
     ones = (1,) * rank
@@ -200,20 +196,10 @@ def geometry_of(node: ir.Node, weight_shape: tuple[int, ...], input_shape: Shape
         pads = (0,) * (2 * rank)
         sizes = input_shape[2:]
         if not transposed and len(sizes) == rank and all(s is not None for s in sizes):
-            pads = _same_pads([s for s in sizes if s is not None], kernel, strides, dilations, auto_pad == "SAME_UPPER")
+            known = [s for s in sizes if s is not None]
+            pads = same_pads(known, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
             auto_pad = "NOTSET"
     output_padding = tuple(attributes.get_ints("output_padding", (0,) * rank)) if transposed else ()
     return Geometry(
         kernel, strides, dilations, pads, attributes.get_int("group", 1), output_padding, auto_pad, transposed
     )
-
-
-def _same_pads(
-    sizes: list[int], kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...], upper: bool
-) -> tuple[int, ...]:
-    totals = [
-        max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
-    ]
-    small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return tuple(small + large) if upper else tuple(large + small)
