@@ -93,6 +93,7 @@ def _resolve(recipe_path: str | None, flags: dict[str, Any]) -> Recipe:
     from onnxcomp.recipe import Recipe, RecipePass, with_values
     from onnxcomp.recipe_yaml import load_recipe
     from onnxcomp.spec import parse_pipeline
+    from onnxcomp.targets.target import load_target
 
     recipe = Recipe() if recipe_path is None else load_recipe(recipe_path)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
@@ -103,6 +104,7 @@ def _resolve(recipe_path: str | None, flags: dict[str, Any]) -> Recipe:
     recipe = with_values(recipe, given)
     if not recipe.passes:
         raise InputError("no passes: give -p, or a recipe with 'passes:'; 'onnxcomp passes' lists them")
+    load_target(recipe.target)
     return recipe.resolved()
 
 

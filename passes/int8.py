@@ -14,8 +14,10 @@ from onnxcomp.quantize.rewrite import Settings, quantize, rehearse
 
 __all__ = ["Int8"]
 
+_PERCENTILE = 99.99
 # What a recipe may say of a single layer; the rest holds for the whole model.
 _LAYER_OPTIONS = ("calibration", "percentile")
+_IDLE_PERCENTILE = "int8.percentile counts with calibration=percentile only; give that as well{}"
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,32 @@ class Int8(Pass):
     name: ClassVar[str] = "int8"
 
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
-    percentile: Annotated[float, Bounds(50, 100)] = 99.99
+    percentile: Annotated[float, Bounds(50, 100)] = _PERCENTILE
     weights: Literal["mse", "minmax"] = "mse"
     bias_correction: Literal["auto", "on", "off"] = "auto"
     reduce_range: Literal["auto", "on", "off"] = "auto"
     samples: Annotated[int, Bounds(0)] = 0
 
     def requires(self, model: ir.Model, context: Context) -> None:
-        """Raise InputError where the target has no int8 scheme, or a layer has an option that only a model can have."""
+        """Raise InputError where the target has no int8 scheme, or an option is given that would count for nothing."""
         if context.target.scheme is None:
             raise InputError(context.target.no_int8)
+        by_percentile = self.calibration == "percentile"
         for override in context.overrides:
             options = override.options or {}
             replace_options(self, options)
+            layer_by_percentile = options.get("calibration", self.calibration) == "percentile"
+            by_percentile = by_percentile or layer_by_percentile
+            if "percentile" in options and not layer_by_percentile:
+                raise OptionError(_IDLE_PERCENTILE.format(f" for the layer {override.match!r}"))
             whole = [name for name in options if name not in _LAYER_OPTIONS]
             if whole:
                 raise OptionError(
                     f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r};"
                     f" a layer takes {' and '.join(_LAYER_OPTIONS)}, or null"
                 )
+        if self.percentile != _PERCENTILE and not by_percentile:
+            raise OptionError(_IDLE_PERCENTILE.format(""))
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize in place."""

@@ -57,6 +57,10 @@ def test_bad_passes(run: Any, cnn: Path, tmp_path: Path, passes: str, words: tup
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_a_dry_run_refuses_a_target_that_does_not_exist(run: Any, cnn: Path) -> None:
+    refused(run("optimize", cnn, "-p", "int8", "--target", "ort-x68", "--dry-run"), "did you mean 'ort-x86'?")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -79,6 +79,25 @@ def test_what_a_layer_cannot_have_is_refused(
     Int8().requires(model, context(tmp_path, overrides=(*given[:1], Override("conv*", None))))
 
 
+@pytest.mark.parametrize(
+    ("spec", "layer", "message"),
+    [
+        ("int8(percentile=99)", {}, "give that as well$"),
+        ("int8(calibration=mse, percentile=99)", {"calibration": "entropy"}, "give that as well$"),
+        ("int8", {"percentile": 99}, r"give that as well for the layer 'conv\*'$"),
+        ("int8(calibration=percentile)", {"calibration": "mse", "percentile": 99}, "for the layer"),
+    ],
+)
+def test_a_percentile_that_nothing_reads_is_refused(
+    spec: str, layer: dict[str, Value], message: str, model: ir.Model, tmp_path: Path
+) -> None:
+    built = build_pass(parse_pipeline(spec)[0])
+    with pytest.raises(OptionError, match=message):
+        built.requires(model, context(tmp_path, overrides=(Override("conv*", layer),)))
+    read = context(tmp_path, overrides=(Override("conv*", {"calibration": "percentile"}),))
+    built.requires(model, read)
+
+
 def test_without_any_data_the_message_says_what_to_give(model: ir.Model, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give --data"):
         Int8().run(model, context(tmp_path))
