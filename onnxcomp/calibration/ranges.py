@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnxcomp.runtime.activations import Tap
 
 __all__ = ["Range", "collect_histograms", "collect_means", "collect_ranges"]
 
+Item = tuple[int, dict[str, NDArray[Any]]]
 # From so many values of a tensor on, what more batches bring is thinned out further.
 _PLENTY = 10 * SAMPLE
 # What a batch's activations may take. ORT's own buffers and the arena's slack come on top of it.
@@ -72,7 +74,7 @@ def collect_histograms(
     at every run. Arguments and errors as there.
     """
     histograms = {name: Histogram() for name in tensors}
-    for number, values in _batches(model, list(histograms), feeds, threads, limit):
+    for number, values in _ahead(_batches(model, list(histograms), feeds, threads, limit)):
         for name, histogram in histograms.items():
             try:
                 histogram.add(values[name], sample=SAMPLE if histogram.total < _PLENTY else SAMPLE // 4, offset=number)
@@ -127,7 +129,7 @@ def collect_means(
 
 def _batches(
     model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, limit: int | None
-) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+) -> Iterator[Item]:
     """Yield (number of the feed, values of the tensors), with feeds cut so that their activations stay small."""
     tap = Tap(model, names, threads=threads)
     rows = None
@@ -146,6 +148,15 @@ def _batches(
             yield number, tap.read({name: array[start : start + rows] for name, array in feed.items()})
     if not seen:
         raise DataError(f"{feeds.source}: no samples to calibrate on")
+
+
+def _ahead(batches: Iterator[Item]) -> Iterator[Item]:
+    """Run the model on the next batch while the last one is counted; one batch more is held in memory."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield item
 
 
 def _can_be_cut(feeds: Feeds, feed: dict[str, NDArray[Any]]) -> bool:
