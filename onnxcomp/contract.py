@@ -131,6 +131,8 @@ class Context:
         given_back: Names of sites that are left alone because the accuracy budget did not hold with them.
         overrides: Per-layer options for the pass that is running.
         followers: The passes after the running one; a candidate is timed as they would leave it.
+        budgeted: Whether an error budget decides by `Change.error` which sites are given back: then it may be measured,
+            on the outputs of the model, even if that takes a while.
         replay: Site name to the choice recorded in an earlier run for the running pass; when set, nothing is timed.
         workdir: A temporary directory for spills; removed at the end of the run.
     """
@@ -146,7 +148,14 @@ class Context:
     given_back: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
     followers: tuple[Pass, ...] = ()
+    budgeted: bool = False
     replay: Mapping[str, Mapping[str, Value]] | None = None
+
+    def rehearsed(self, model: ir.Model) -> ir.Model:
+        """The model roughly as the passes after the running one would leave it, for timing."""
+        for follower in self.followers:
+            model = follower.rehearse(model, self)
+        return model
 
     def excluded(self, site: str) -> str | None:
         """Why no pass may touch a site; None where passes may."""

@@ -12,6 +12,7 @@ from onnxcomp.contract import Context, Override, Pass, PassReport, Value
 from onnxcomp.cost import Cost, model_cost
 from onnxcomp.errors import InputError, PassError
 from onnxcomp.evaluate import Quality
+from onnxcomp.modelio import serialized_bytes
 from onnxcomp.options import spec_of
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup, paired
@@ -178,7 +179,10 @@ def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tu
     """Time the result against its predecessor, both as the later passes would leave them; say why it must go."""
     if item.saves == "nothing" or context.replay is not None:
         return None, ""
-    speedup = time_models(_rehearsed(model, context), _rehearsed(trial, context), context)
+    if context.objective == "size":
+        before, after = serialized_bytes(model), serialized_bytes(trial)
+        return None, "" if after < before else f"no smaller: {before:,} -> {after:,} bytes"
+    speedup = time_models(context.rehearsed(model), context.rehearsed(trial), context)
     if speedup is None:
         return None, ""
     floor = 1.0 if item.saves == "latency" else _BYTES_MAY_COST
@@ -203,9 +207,3 @@ def time_models(base: ir.Model, other: ir.Model, context: Context) -> Speedup | 
     if speedup.low < 1.0 < speedup.high:
         speedup = paired(base, other, feed, threads=context.threads, rounds=600, budget_s=15.0)
     return speedup
-
-
-def _rehearsed(model: ir.Model, context: Context) -> ir.Model:
-    for follower in context.followers:
-        model = follower.rehearse(model, context)
-    return model

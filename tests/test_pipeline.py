@@ -214,9 +214,7 @@ def test_an_interval_that_holds_one_is_measured_again(
     assert len(timed) == 2 and step.kept and step.speedup is not None and step.speedup.ratio == 1.02
 
 
-@pytest.mark.parametrize(
-    "fields", [{"objective": "size"}, {"objective": "macs"}, {"data": None}, {"replay": {"a": {}}}]
-)
+@pytest.mark.parametrize("fields", [{"objective": "macs"}, {"data": None}, {"replay": {"a": {}}}])
 def test_nothing_is_timed_without_need(
     model: ir.Model, data: Any, in_context: InContext, clock: Clock, fields: dict[str, Any]
 ) -> None:
@@ -225,6 +223,22 @@ def test_nothing_is_timed_without_need(
     context = in_context(**({"objective": "latency", "data": data} | fields))
     _, (step,) = run_passes(model, Plan((Fake(),), replay=None if replay is None else (replay,)), context)
     assert step.kept and step.speedup is None and not timed
+
+
+@pytest.mark.parametrize(("grows", "why"), [(0, "no smaller: "), (-8, "")])
+def test_under_size_a_pass_must_shrink_the_file(
+    model: ir.Model,
+    data: Any,
+    in_context: InContext,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    grows: int,
+    why: str,
+) -> None:
+    timed, sizes = clock(0.5), iter([1000, 1000 + grows])
+    monkeypatch.setattr("onnxcomp.pipeline.serialized_bytes", lambda model: next(sizes))
+    _, (step,) = run_passes(model, Plan((Fake(),)), in_context(objective="size", data=data))
+    assert step.why.startswith(why) and step.kept == (not why) and not timed
 
 
 def test_a_target_that_is_not_this_machine_is_never_timed(

@@ -77,13 +77,7 @@ def _speedup(base: InferenceSession, other: InferenceSession, feed: dict[str, ND
 
 
 def _session(model: ir.Model, context: Context) -> InferenceSession:
-    return open_session(_rehearsed(model, context), threads=context.threads)
-
-
-def _rehearsed(model: ir.Model, context: Context) -> ir.Model:
-    for follower in context.followers:
-        model = follower.rehearse(model, context)
-    return model
+    return open_session(context.rehearsed(model), threads=context.threads)
 
 
 def _listed(attributes: dict[str, int | str | tuple[int, ...]]) -> dict[str, int | str | list[int]]:
