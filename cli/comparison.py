@@ -46,6 +46,9 @@ def compare(
         feeds = _feeds(ours, data, preprocess, talk.parse_shapes(shapes), seed or 0)
         progress("compare")
         comparison = compare_models(ours, theirs, feeds, threads=threads or 1)
+    if not comparison.related:
+        shared = f"only {len(comparison.layers)} of {comparison.tensors} tensors of {base!r} are in {other!r}"
+        talk.warn(f"warning: {shared}; they may not be one model, and the layer at fault means little", quiet)
     if as_json:
         facts = {"schema": "onnxcomp.comparison/1", "data": feeds.describe(), "synthetic": feeds.synthetic}
         talk.print_json({**facts, **plain(comparison)})
@@ -92,5 +95,6 @@ def _print(comparison: Comparison, feeds: Feeds) -> None:
     if fault is None:
         print("no shared tensor differs")
     else:
-        name = talk.printable(f"{fault.layer} ({fault.op_type}, tensor {fault.tensor})")
-        print(f"at fault: {name} adds the most noise; SQNR {decibels(fault.sqnr)} after it")
+        name = f"{fault.layer} ({fault.op_type}, tensor {fault.tensor})"
+        merged = "" if fault.other == fault.layer else f", which {fault.other} computes in the other model,"
+        print(talk.printable(f"at fault: {name}{merged} adds the most noise; SQNR {decibels(fault.sqnr)} after it"))

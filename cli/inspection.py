@@ -1,4 +1,4 @@
-"""``onnxcomp inspect``: what a model consists of and what the passes could do."""
+"""``onnxcomp inspect``: what a model consists of and what the passes could do with it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 
-@click.command(short_help="Show layers, shapes, cost, and what each pass could do.")
+@click.command(short_help="Show layers, shapes, cost, and what passes propose.")
 @click.argument("model")
 @click.option(
     "--target", metavar="T", default="ort-x86", show_default=True, help="Runtime that the passes are asked for."
 )
 @talk.common
 def inspect(model: str, target: str, as_json: bool, quiet: bool) -> None:
-    """Show the layers of MODEL, their shapes and cost, and what each pass could do with them or why not."""
+    """Show the layers of MODEL, their shapes and cost, and what the passes could do with it.
+
+    A pass that rewrites single layers says for each one what it would propose from the weights alone, or why not;
+    nothing is timed, so that a run may still decline a proposal. A pass on the whole model is only named.
+    """
     from onnxcomp import modelio
     from onnxcomp.inspection import inspect_model
     from onnxcomp.report.schema import plain
@@ -70,6 +74,7 @@ def _print(inspection: Inspection, file_bytes: int) -> None:
         *((f"input {name}", text) for name, text in inspection.inputs.items()),
         *((f"output {name}", text) for name, text in inspection.outputs.items()),
         *((f"{name} cannot run", reason) for name, reason in inspection.refusals.items()),
+        *((name, "works on the whole model; only a run tells what it does") for name in inspection.whole),
     ]
     print_table(Table("Model", ("", ""), tuple(facts)))
     asked = sorted({name for layer in inspection.layers for name in layer.passes})

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["optimize"]
 
+_NO_PASSES = "no passes given: name some with -p, or in a recipe under 'passes:'; 'onnxcomp passes' lists them"
+
 
 @click.command(short_help="Compress a model.")
 @click.argument("model", metavar="IN")
@@ -28,7 +30,7 @@ __all__ = ["optimize"]
 )
 @click.option("--target", metavar="T", help="Runtime the model is for.  [default: ort-x86]")
 @click.option("--data", metavar="D", help="Calibration data: .npz, .npy, a folder of images, or module:function.")
-@click.option("--eval", metavar="E", help="Labelled data to measure accuracy on, likewise.")
+@click.option("--eval", metavar="E", help="Data to measure on, likewise; with labels, accuracy.")
 @click.option("--objective", metavar="O", help="What has to improve: latency, size or macs.  [default: latency]")
 @click.option("--max-drop", type=float, metavar="X", help="Most that accuracy may drop, in percentage points.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Least signal-to-noise ratio of the worst output, in dB.")
@@ -98,12 +100,14 @@ def _resolve(recipe_path: str | None, flags: dict[str, Any]) -> Recipe:
     recipe = Recipe() if recipe_path is None else load_recipe(recipe_path)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     if "passes" in given:
+        if not given["passes"].strip():
+            raise InputError(_NO_PASSES)
         given["passes"] = tuple(RecipePass(spec) for spec in parse_pipeline(given["passes"]))
     if "shapes" in given:
         given["shapes"] = talk.parse_shapes(given["shapes"])
     recipe = with_values(recipe, given)
     if not recipe.passes:
-        raise InputError("no passes: give -p, or a recipe with 'passes:'; 'onnxcomp passes' lists them")
+        raise InputError(_NO_PASSES)
     load_target(recipe.target)
     return recipe.resolved()
 

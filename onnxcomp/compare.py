@@ -28,6 +28,7 @@ _PASSIVE = frozenset(
     {"Clip", "Dropout", "Flatten", "Identity", "LeakyRelu", "PRelu", "Relu", "Reshape", "Slice", "Squeeze", "Transpose"}
     | {"Split", "Unsqueeze"}
 )
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class LayerNoise:
     Attributes:
         tensor: Its name.
         layer: The node that computes it in the base model.
+        other: The weighted node that computes it in the other model, or the nearest one to it: the same name, or that
+            of the node which the layer was folded into.
         op_type: Operator of that node.
         sqnr: 10 log10(signal power / noise power) against the base model, dB; inf where equal.
         cosine: Cosine between both, over all samples.
@@ -46,6 +49,7 @@ class LayerNoise:
 
     tensor: str
     layer: str
+    other: str
     op_type: str
     sqnr: float
     cosine: float
@@ -60,11 +64,18 @@ class Comparison:
         quality: Outputs of the other model against the base model's.
         layers: Noise of every shared float tensor, in the order of the base model.
         fault: The first of the layers that adds the most noise; None where nothing differs.
+        tensors: Number of float tensors that the base model computes, shared or not.
     """
 
     quality: Quality
     layers: tuple[LayerNoise, ...]
     fault: LayerNoise | None
+    tensors: int
+
+    @property
+    def related(self) -> bool:
+        """Whether at least half of the base's tensors are in the other model; else names meet by accident."""
+        return 2 * len(self.layers) >= self.tensors
 
 
 def compare_models(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: int = 1) -> Comparison:
@@ -82,9 +93,9 @@ def compare_models(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: in
     moments: dict[str, NDArray[np.float64]] = {}
     for names in _groups(base, _shared(base, other)):
         moments |= _moments(base, other, names, feeds, threads)
-    layers = _noises(base, moments)
+    layers = _noises(base, other, moments)
     fault = max((layer for layer in layers if layer.added > 0), key=lambda layer: layer.added, default=None)
-    return Comparison(quality, layers, fault)
+    return Comparison(quality, layers, fault, sum(1 for _ in _floats(base)))
 
 
 def _check_signatures(base: ir.Model, other: ir.Model) -> None:
@@ -113,13 +124,15 @@ def _outputs(model: ir.Model) -> list[str]:
 
 def _shared(base: ir.Model, other: ir.Model) -> list[str]:
     """Float tensors of both main graphs, in the order of the base model; those of unknown type are left out."""
-    theirs = {value.name: value for node in other.graph for value in node.outputs if value.name}
-    return [
-        value.name
-        for node in base.graph
-        for value in node.outputs
-        if value.name in theirs and _is_float(value) and _is_float(theirs[value.name]) and node.op_type != "Constant"
-    ]
+    theirs = {value.name for value in _floats(other)}
+    return [value.name for value in _floats(base) if value.name and value.name in theirs]
+
+
+def _floats(model: ir.Model) -> Iterator[ir.Value]:
+    """What the nodes of the main graph compute, as far as it is known to be of a float type; no constants."""
+    for node in model.graph:
+        if node.op_type != "Constant":
+            yield from (value for value in node.outputs if value.name and _is_float(value))
 
 
 def _is_float(value: ir.Value) -> bool:
@@ -166,8 +179,9 @@ def _moments(
     return {name: value for name, value in sums.items() if np.isfinite(value).all()}
 
 
-def _noises(base: ir.Model, moments: dict[str, NDArray[np.float64]]) -> tuple[LayerNoise, ...]:
+def _noises(base: ir.Model, other: ir.Model, moments: dict[str, NDArray[np.float64]]) -> tuple[LayerNoise, ...]:
     """Walk the base model in order; what arrives at a node is the largest noise of its nearest compared ancestors."""
+    theirs = {value.name: value for value in _floats(other)}
     reaching: dict[ir.Value, float] = {}
     layers: list[LayerNoise] = []
     for node in base.graph:
@@ -182,5 +196,18 @@ def _noises(base: ir.Model, moments: dict[str, NDArray[np.float64]]) -> tuple[La
             sqnr = inf if ratio == 0 else -inf if ratio == inf else -10 * log10(ratio)
             cosine = xy / sqrt(xx * yy) if xx > 0 and yy > 0 else float(xx == yy)
             added = 0.0 if node.op_type in _PASSIVE or arriving == inf else ratio - arriving
-            layers.append(LayerNoise(value.name, origin_of(node), node.op_type, sqnr, cosine, added))
+            maker = _maker(theirs[value.name])
+            layers.append(LayerNoise(value.name, origin_of(node), maker, node.op_type, sqnr, cosine, added))
     return tuple(layers)
+
+
+def _maker(value: ir.Value) -> str:
+    """The user's name of the node that computes a value, seen through the pairs that quantization puts around it."""
+    node = value.producer()
+    assert node is not None  # only what nodes compute is compared
+    while node.op_type in _PAIR and node.inputs[0] is not None:
+        before = node.inputs[0].producer()
+        if before is None:
+            break
+        node = before
+    return origin_of(node)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -12,6 +14,8 @@ from onnxcomp.graph.edit import origin_of
 from onnxcomp.options import did_you_mean
 
 __all__ = ["idle_globs"]
+
+_WORD = re.compile(r"[^\W_]+")
 
 
 def idle_globs(model: ir.Model, exclude: Iterable[str], overrides: Iterable[Sequence[Override]]) -> list[str]:
@@ -27,7 +31,22 @@ def idle_globs(model: ir.Model, exclude: Iterable[str], overrides: Iterable[Sequ
     wanted = [("--exclude", glob, names) for glob in exclude]
     wanted += [("the recipe's layer", override.match, names | operators) for own in overrides for override in own]
     return [
-        f"{what} {glob!r} matches nothing in the model{did_you_mean(glob, known)}"
+        f"{what} {glob!r} matches nothing in the model{_hint(glob, sorted(known))}"
         for what, glob, known in dict.fromkeys((what, glob, frozenset(known)) for what, glob, known in wanted)
         if not any(fnmatchcase(name, glob) for name in known)
     ]
+
+
+def _hint(glob: str, known: Sequence[str]) -> str:
+    """Suggest a name; for a glob, the glob with each misspelt word replaced, where that matches something."""
+    if not re.search(r"[*?\[]", glob):
+        return did_you_mean(glob, known)
+    words = {word.lower(): word for name in known for word in _WORD.findall(name)}
+
+    def corrected(match: re.Match[str]) -> str:
+        close = get_close_matches(match.group().lower(), words, n=1)
+        return words[close[0]] if close else match.group()
+
+    suggestion = _WORD.sub(corrected, glob)
+    found = any(fnmatchcase(name, suggestion) for name in known)
+    return f"; did you mean {suggestion!r}?" if found else ""

@@ -1,4 +1,4 @@
-"""What a model consists of, and what each pass could do with every layer of it."""
+"""What a model consists of, and what the passes on single sites could do with every layer of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Layer:
         dtype: Type of its weights (int8 behind a DequantizeLinear is int8).
         parameters: Elements of its constant inputs.
         macs: Multiply-accumulates at batch 1; None where a shape is unknown.
-        passes: Pass name to what it could do here, or why not.
+        passes: Name of each pass on single sites to what it could do here, or why not.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Inspection:
         layers: Weighted nodes in topological order, named as in the model.
         folded: What canonicalisation would change before any pass.
         refusals: Pass name to why it cannot run on this model at all.
+        whole: Names of the passes that work on the model as a whole, of which nothing is known before they run.
     """
 
     ir_version: int
@@ -78,6 +79,7 @@ class Inspection:
     layers: tuple[Layer, ...]
     folded: tuple[str, ...]
     refusals: Mapping[str, str]
+    whole: tuple[str, ...]
 
 
 def inspect_model(
@@ -119,6 +121,7 @@ def inspect_model(
         layers=tuple(_layer(node, verdicts) for node in folded_model.graph.all_nodes() if node.op_type in _LAYERS),
         folded=folded,
         refusals=refusals,
+        whole=tuple(n for n, item in passes.items() if n not in refusals and not isinstance(item, SitePass)),
     )
 
 
@@ -134,6 +137,9 @@ def _ask(item: Pass, model: ir.Model, context: Context) -> dict[str, str]:
 def _verdict(item: SitePass, site: Site | Skip, context: Context) -> str:
     if isinstance(site, Skip):
         return f"no: {site.reason}"
+    reason = item.refuse(site)
+    if reason:
+        return f"no: {reason}"
     proposal = item.propose(site, None, context)
     if isinstance(proposal, Skip):
         return f"no: {proposal.reason}"

@@ -95,9 +95,9 @@ def _describe(value: ir.Value, given: tuple[int, ...] | None) -> ModelInput:
 
 def _check_given(name: str, shape: tuple[int | str | None, ...] | None, given: tuple[int, ...]) -> None:
     if any(d < 1 for d in given):
-        raise DataError(f"shapes: {name}={'x'.join(map(str, given))} has an axis below 1")
+        raise DataError(f"shapes: {name}:{'x'.join(map(str, given))} has an axis below 1")
     if shape is None:
         return
     if len(given) != len(shape) or any(isinstance(d, int) and d != g for d, g in zip(shape, given, strict=True)):
         model_shape = ",".join("?" if d is None else str(d) for d in shape)
-        raise DataError(f"shapes: {name}={'x'.join(map(str, given))} contradicts the model's [{model_shape}]")
+        raise DataError(f"shapes: {name}:{'x'.join(map(str, given))} contradicts the model's [{model_shape}]")

@@ -58,6 +58,16 @@ class Preprocess:
         if not self.mean or not self.std or any(s <= 0 for s in self.std):
             raise DataError("preprocess: mean and std need at least one value, and std must be above 0")
 
+    def __str__(self) -> str:
+        """Every value that is set, in the form that :meth:`parse` reads back to an equal object."""
+
+        def written(value: object) -> str:
+            return ":".join(map(repr, value)) if isinstance(value, tuple) else str(value)
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        size = {} if self.size is None else {"size": f"{self.size[0]}x{self.size[1]}"}
+        return ",".join(f"{k}={written(v)}" for k, v in {**values, **size}.items() if v is not None)
+
     @classmethod
     def parse(cls, text: str) -> Preprocess:
         """Read ``size=224,crop=0.875,scale=1/255,mean=0.485,0.456,0.406,std=0.229,0.224,0.225``, or a YAML file's path.

@@ -10,6 +10,10 @@ from onnxcomp.report.view import Table, view
 
 __all__ = ["to_markdown"]
 
+# Mentions, bare links and emoji have no escape but their number; a colon before a blank or between digits makes none.
+# Parentheses are links only after a bracket, and > without < is a quotation only where a line begins.
+_SPECIAL = re.compile(r"[\\`*_{}\[\]#!|~$@]|(?<!\d):(?!\s|$)|:(?![\s\d]|$)|^\s*>")
+
 
 def to_markdown(document: dict[str, Any]) -> str:
     """Render a report document as Markdown; names are escaped, so that they can neither format nor link nor embed."""
@@ -32,12 +36,10 @@ def _table(table: Table) -> str:
 
 def _escape(text: str) -> str:
     """Escape every character that Markdown or the HTML inside it gives a meaning."""
-    line = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#!|~$@:])", _harmless, line)
+    line = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;")
+    return _SPECIAL.sub(_harmless, line)
 
 
 def _harmless(match: re.Match[str]) -> str:
-    character = match.group(1)
-    if character in "@:()":  # mentions and bare links have no escape of their own; brackets are links only after ]
-        return f"&#{ord(character)};" if character in "@:" else character
-    return "\\" + character
+    character = match.group().lstrip()
+    return f"&#{ord(character)};" if character in "@:" else "\\" + character

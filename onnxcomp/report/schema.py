@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.recipe_yaml import replayable
@@ -93,6 +93,8 @@ def plain(value: Any) -> Any:
 def _drift(quality: Quality) -> str:
     if not quality.sqnr:
         return ""
+    if min(quality.sqnr.values()) == inf and all(share == 1 for share in quality.equal.values()):
+        return f" (outputs are equal, {quality.samples:,} samples)"
     agreement = "" if quality.agreement is None else f", same top-1 class for {percent(quality.agreement)}"
     return f" (worst output SQNR {decibels(min(quality.sqnr.values()))}{agreement}, {quality.samples:,} samples)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,9 +43,10 @@ def view(document: Document, *, full: bool) -> View:
         document: What `onnxcomp.report.schema.report_document` returns.
         full: Whether every site and node is listed, as a file should; a terminal gets the few that matter.
     """
-    tables = [_comparison(document), _passes(document["steps"])]
-    for step in document["steps"]:
-        tables += [_changes(step, full), _skips(step, full)]
+    steps = document["steps"]
+    tables = [_comparison(document), _passes(steps)]
+    for index, step in enumerate(steps):
+        tables += [_changes(step, full, _company(steps[index + 1 :])), _skips(step, full)]
     tables.append(_fates(document["fates"], full))
     return View(
         document["headline"],
@@ -61,7 +63,7 @@ def _comparison(document: Document) -> Table:
         ("file size", size(before["bytes"]), size(after["bytes"]), ratio(before["bytes"], after["bytes"])),
         _counted("parameters", before["parameters"], after["parameters"]),
         _counted("MACs", before["macs"], after["macs"]),
-        _counted("nodes", before["nodes"], after["nodes"]),
+        ("nodes", count(before["nodes"]), count(after["nodes"]), ""),  # more of them is no loss, fewer no gain
         _latency(document["speedup"]),
         *_quality(before["quality"], after["quality"]),
     ]
@@ -111,13 +113,19 @@ def _passes(steps: list[Document]) -> Table:
             str(len(step["skips"])),
             ratio(step["before"]["bytes"], step["after"]["bytes"]),
             ratio(step["before"]["macs"], step["after"]["macs"]),
-            _interval(step["speedup"]) or "not timed",
+            f"{_interval(step['speedup'])}{_company(steps[index + 1 :])}" if step["speedup"] else "not timed",
             f"{step['seconds']:.1f} s",
         )
-        for step in steps
+        for index, step in enumerate(steps)
     ]
     columns = ("pass", "result", "changed", "skipped", "weights", "MACs", "speed", "took")
     return Table("Passes", columns, tuple(rows), frozenset({2, 3, 4, 5, 7}))
+
+
+def _company(later: list[Document]) -> str:
+    """How a pass was timed: its input and its result both as the passes after it leave them."""
+    names = ", ".join(str(step["spec"]).split("(", 1)[0] for step in later)
+    return f", with {names} after" if names else ""
 
 
 def _verdict(step: Document) -> str:
@@ -126,24 +134,25 @@ def _verdict(step: Document) -> str:
     return "kept" if step["changes"] else "nothing to do"
 
 
-def _changes(step: Document, full: bool) -> Table:
+def _changes(step: Document, full: bool, company: str) -> Table:
     title = f"{step['spec']}: " + ("changed" if step["kept"] else "tried, then rolled back")
     if not full and all(entry["error"] is None and entry["speedup"] is None for entry in step["changes"]):
         return _grouped_changes(step, title)
-    columns = ["site", "became", "parameters", "MACs", "predicted error", "speed"]
+    columns = ["site", "became", "parameters", "MACs", "predicted error", f"speed{company}"]
     entries = step["changes"]
+    labels = _labels([entry["site"] for entry in entries])
     with_facts = full and any(entry["facts"] for entry in entries)
     rows: list[tuple[str, ...]] = []
-    for entry in entries:
+    for label, entry in zip(labels, entries, strict=True):
         row = [
-            entry["site"],
+            label,
             entry["summary"],
             ratio(entry["before"]["parameters"], entry["after"]["parameters"]),
             ratio(entry["before"]["macs"], entry["after"]["macs"]),
-            "" if entry["error"] is None else f"{float(entry['error']):.4f}",
+            "" if entry["error"] is None else f"{float(entry['error']):.3g}",
             "" if entry["speedup"] is None else f"{float(entry['speedup']):.2f}x",
         ]
-        facts = ", ".join(f"{key}={value}" for key, value in entry["facts"].items())
+        facts = ", ".join(f"{key}={_figure(value)}" for key, value in entry["facts"].items())
         rows.append((*row, facts) if with_facts else tuple(row))
     columns += ["facts"] if with_facts else []
     filled = [i for i in range(len(columns)) if i < 2 or any(row[i] for row in rows)]
@@ -198,9 +207,26 @@ def _arithmetic(fate: Document) -> str:
 
 
 def _some(names: list[str], full: bool) -> str:
-    if full or len(names) <= _FEW:
-        return ", ".join(names)
-    return f"{', '.join(names[:_FEW])} and {len(names) - _FEW} more"
+    """Names, each once; one that several nodes stand for, as after a decomposition, with their number."""
+    counts = Counter(names)
+    shown = [name if number == 1 else f"{name} (x{number})" for name, number in counts.items()]
+    if full or len(shown) <= _FEW:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:_FEW])} and {len(shown) - _FEW} more"
+
+
+def _labels(sites: list[str]) -> list[str]:
+    """Tell the nodes apart that stand for one node of the user's model."""
+    counts, seen = Counter(sites), Counter[str]()
+    labels: list[str] = []
+    for site in sites:
+        seen[site] += 1
+        labels.append(site if counts[site] == 1 else f"{site} ({seen[site]} of {counts[site]})")
+    return labels
+
+
+def _figure(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _notes(document: Document, full: bool) -> Iterable[str]:
@@ -208,7 +234,7 @@ def _notes(document: Document, full: bool) -> Iterable[str]:
     for step in document["steps"]:
         yield from (f"{step['spec']}: {note}" for note in step["notes"])
     folded = document["folded"]
-    if folded and not full:
-        yield f"canonicalised: {len(folded)} things changed before the passes (listed in the report file)"
-    elif folded:
-        yield from (f"canonicalised: {line}" for line in folded)
+    shown = folded if full else folded[:_FEW]
+    yield from (f"canonicalised: {line}" for line in shown)
+    if len(folded) > len(shown):
+        yield f"canonicalised: ... and {len(folded) - len(shown)} more (listed in the report file)"

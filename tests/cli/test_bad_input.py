@@ -49,7 +49,7 @@ def refused(got: Any, *words: str, code: int = 2) -> None:
         ("tucker2(ranks=32)", ("tucker2.ranks: '32' is not of the form INxOUT", "\n                ^")),
         ("tucker2(", ("expected an option name, found the end", "\n          ^")),
         ("int8;fold", ("unexpected character ';'", "\n      ^")),
-        ("", ("expected a pass name, found the end",)),
+        ("", ("no passes given: name some with -p, or in a recipe under 'passes:'",)),
     ],
 )
 def test_bad_passes(run: Any, cnn: Path, tmp_path: Path, passes: str, words: tuple[str, ...]) -> None:
@@ -64,7 +64,7 @@ def test_a_dry_run_refuses_a_target_that_does_not_exist(run: Any, cnn: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((), ("no passes: give -p, or a recipe",)),
+        ((), ("no passes given: name some with -p",)),
         (("-p", "fold"), ("no output: give -o OUT", "see onnxcomp optimize --help")),
         (("-p", "fold", "-o"), ("Option '-o' requires an argument",)),
         (("-p", "fold", "--optput", "x"), ("No such option",)),

@@ -24,6 +24,7 @@ def test_the_layer_at_fault_is_named(run: Any, cnn: Path, damaged: Path, images:
     got = run("compare", cnn, damaged, "--data", images)
     assert got.code == 0, got.err
     assert got.out.startswith("compared on 100 samples from ")
+    assert got.err == ""
     assert "at fault: conv2 (Conv, tensor c2) adds the most noise" in got.out
     assert "same top-1 class: " in got.out
 
@@ -73,3 +74,38 @@ def test_a_missing_model(run: Any, cnn: Path, tmp_path: Path) -> None:
     got = run("compare", cnn, tmp_path / "no.onnx")
     assert got.code == 2
     assert got.err.startswith("onnxcomp: error: there is no file ")
+
+
+def test_a_layer_that_was_folded_away_is_named_with_what_holds_it(
+    run: Any, make: Any, parts: Any, images: Path
+) -> None:
+    nodes, arrays = parts
+    rng = np.random.default_rng(0)
+    norm = helper.make_node("BatchNormalization", ["c2", "g", "o", "m", "v"], ["n2"], name="bn2")
+    nodes[3].input[0] = "n2"
+    statistics = {key: rng.uniform(0.5, 1.5, 32).astype(np.float32) for key in ("g", "o", "m", "v")}
+    base = make([*nodes[:3], norm, *nodes[3:]], {**arrays, **statistics}, name="base.onnx")
+    # the same with the normalisation in the weights, and noise on top
+    factor = statistics["g"] / np.sqrt(statistics["v"] + 1e-5)
+    folded = {
+        **arrays,
+        "w2": arrays["w2"] * factor[:, None, None, None]
+        + 0.02 * rng.normal(size=arrays["w2"].shape).astype(np.float32),
+        "b2": statistics["o"] - statistics["m"] * factor,
+    }
+    nodes[2].output[0] = "n2"
+    nodes[2].input.append("b2")
+    got = run("compare", base, make(nodes, folded, name="folded.onnx"), "--data", images)
+    assert got.code == 0, got.err
+    assert "at fault: bn2 (BatchNormalization, tensor n2), which conv2 computes in the other model, adds" in got.out
+    assert got.err == ""
+
+
+def test_models_of_different_origin_are_warned_of(run: Any, cnn: Path, make: Any, parts: Any, images: Path) -> None:
+    nodes, arrays = parts
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [f"other_{name}" if name in ("c1", "r1", "c2", "r2", "p", "f") else name for name in names]
+    got = run("compare", cnn, make(nodes, arrays, name="other.onnx"), "--data", images)
+    assert got.code == 0
+    assert "warning: only 1 of 7 tensors of " in got.err

@@ -34,6 +34,24 @@ def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> N
     assert "1x1 32>" in layers["conv2"]["passes"]["tucker2"]
 
 
+def test_inspect_refuses_what_optimize_refuses(run: Any, tmp_path: Path) -> None:
+    model = Path(__file__).parents[2] / "models" / "digits_vgg.onnx"
+    document = json.loads(run("inspect", model, "--json").out)
+    verdicts = {layer["name"]: layer["passes"].get("tucker2", "") for layer in document["layers"]}
+    got = run("optimize", model, "-p", "tucker2", "--objective", "macs", "-o", tmp_path / "o.onnx", "--json")
+    (step,) = json.loads(got.out)["steps"]
+    skips = {skip["site"]: skip["reason"] for skip in step["skips"]}
+    assert verdicts["conv1"] == "no: too few channels: 1 in, 64 out" == f"no: {skips['conv1']}"
+
+
+def test_inspect_names_the_passes_on_whole_models(run: Any, cnn: Path) -> None:
+    document = json.loads(run("inspect", cnn, "--json").out)
+    assert {"fold", "int8"} <= set(document["whole"])
+    assert "tucker2" not in document["whole"]
+    assert "works on the whole model; only a run tells what it does" in run("inspect", cnn).out
+    assert "int8" not in json.loads(run("inspect", cnn, "--target", "coreml", "--json").out)["whole"]
+
+
 def test_inspect_prints_tables(run: Any, cnn: Path) -> None:
     got = run("inspect", cnn)
     assert got.code == 0, got.err

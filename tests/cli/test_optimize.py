@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import yaml
+from PIL import Image
 
 import onnxcomp
 
@@ -190,3 +192,35 @@ def test_out_may_be_in(run: Any, cnn: Path) -> None:
     assert got.code == 0, got.err
     assert cnn.stat().st_size < before
     assert [path.name for path in cnn.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of small images."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("source", ["report", "model"])
+def test_a_run_on_images_replays_with_its_preprocessing(
+    run: Any, cnn: Path, pictures: Path, tmp_path: Path, source: str
+) -> None:
+    out, report, again = tmp_path / "o.onnx", tmp_path / "r.json", tmp_path / "again.onnx"
+    call = ("optimize", cnn, "-p", "int8", "-o", out, "--data", pictures, "--report", report, "--require-data")
+    got = run(*call, "--preprocess", "scale=1/64,mean=1,2,1.5,std=0.5,order=bgr", "--objective", "size")
+    assert got.code == 0, got.err
+    recipe = json.loads(report.read_text())["recipe"]
+    assert recipe["preprocess"] == "crop=1.0,scale=0.015625,mean=1.0:2.0:1.5,std=0.5,order=bgr,label_offset=0"
+    assert recipe["require_data"] is True
+    given = ("--recipe", report) if source == "report" else ("--recipe", out, "--data", pictures)
+    got = run("optimize", cnn, *given, "-o", again)
+    assert got.code == 0, got.err
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_help_of_eval_says_what_it_needs(run: Any) -> None:
+    assert "Data to measure on, likewise; with labels, accuracy." in " ".join(run("optimize", "--help").out.split())

@@ -30,7 +30,7 @@ def test_given_shapes_replace_free_axes(model_of: ModelOf) -> None:
     ("shapes", "message"),
     [
         ({"imag": (1, 3)}, r"no input 'imag'; it has: image; did you mean 'image'\?"),
-        ({"image": (1, 4)}, r"image=1x4 contradicts the model's \[N,3\]"),
+        ({"image": (1, 4)}, r"image:1x4 contradicts the model's \[N,3\]"),
         ({"image": (1, 3, 1)}, "contradicts"),
         ({"image": (0, 3)}, "axis below 1"),
     ],

@@ -79,3 +79,21 @@ def test_broken_yaml(tmp_path: Path, content: str, message: str) -> None:
     path.write_text(content)
     with pytest.raises(DataError, match=message):
         Preprocess.parse(str(path))
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess(),
+        IMAGENET,
+        Preprocess((192, 256), 1 / 3, 1e-05, (-1.5,), (1 / 7, 1e20, 3), "bgr", "nhwc", -1),
+        Preprocess.parse("scale=1/127.5,mean=1"),
+    ],
+)
+def test_its_text_reads_back_to_the_same(preprocess: Preprocess) -> None:
+    assert Preprocess.parse(str(preprocess)) == preprocess
+
+
+def test_its_text_says_every_value_that_is_set() -> None:
+    expected = "size=224x224,crop=0.875,scale=0.00392156862745098,mean=0.485:0.456:0.406,std=0.229:0.224:0.225"
+    assert str(IMAGENET) == f"{expected},order=rgb,label_offset=0"

@@ -61,7 +61,8 @@ def test_the_terminal_starts_with_the_headline_and_shows_what_matters(report: Pi
         "top-1 accuracy 92.60 % 92.30 % -0.30 points",
         "SQNR of y 31.2 dB cosine 0.999100",
         "SQNR of z exact cosine 1.000000",
-        "tucker2(keep=0.5) kept 1 3 4.00x 5.00x 2.00x (1.90 to 2.10) 1.5 s",
+        "nodes 20 22",
+        "tucker2(keep=0.5) kept 1 3 4.00x 5.00x 2.00x (1.90 to 2.10), with int8 after 1.5 s",
         "int8 rolled back: slower: 0.80x of the speed before 60 0 1.00x 1.00x not timed 0.5 s",
         "conv1 1x1 3x3 1x1 4.00x 5.00x 0.0123 1.70x",
         "does not pay 2 conv2, conv3",
@@ -69,7 +70,9 @@ def test_the_terminal_starts_with_the_headline_and_shows_what_matters(report: Pi
         "Conv on uint8 60 conv0, conv1, conv2 and 57 more",
         "Conv QLinearConv integer 1 conv1",
         "Gemm Gemm float 1 not quantized head",
+        "site became parameters MACs predicted error speed, with int8 after",
         "tucker2(keep=0.5): two things to know",
+        "canonicalised: conv1: absorbed bn1",
     ):
         assert row in rows, row
 
@@ -186,3 +189,54 @@ def test_a_failed_write_leaves_the_old_report(
         write_report(report, path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_what_was_canonicalised_is_begun_in_the_terminal(report: PipelineReport) -> None:
+    shown = printed(replace(report, folded=tuple(f"conv{i}: absorbed bn{i}" for i in range(5))))
+    assert "canonicalised: conv2: absorbed bn2\ncanonicalised: ... and 2 more (listed in the report file)\n" in shown
+    assert "bn3" not in shown
+
+
+def decomposed(report: PipelineReport) -> PipelineReport:
+    """The report with a second pass that met the three nodes of a decomposition, which share one name."""
+    first, second = report.steps
+    change = second.report.changes[0]
+    facts = {"scale": 0.0123456789, "zero": 3}
+    changes = tuple(replace(change, site="conv1", summary=f"form {i % 2}", facts=facts) for i in range(3))
+    skips = (*(Skip("conv2", "it stays float") for _ in range(3)), Skip("conv3", "it stays float"))
+    return replace(report, steps=(first, replace(second, report=PassReport(changes, skips))))
+
+
+def test_a_name_that_stands_for_several_nodes_is_shown_once_with_their_number(report: PipelineReport) -> None:
+    rows = [" ".join(line.split()) for line in printed(decomposed(report)).splitlines()]
+    assert "it stays float 4 conv2 (x3), conv3" in rows
+    assert "form 0 2 conv1 (x2)" in rows
+
+
+def test_files_tell_such_nodes_apart_and_round_their_facts(report: PipelineReport) -> None:
+    text = to_markdown(report_document(decomposed(report)))
+    for site in ("conv1 (1 of 3)", "conv1 (2 of 3)", "conv1 (3 of 3)"):
+        assert f"| {site} | form" in text
+    assert "scale=0.0123457, zero=3" in text
+
+
+def test_markdown_headings_read_as_they_are_written(report: PipelineReport) -> None:
+    step = replace(report.steps[0], spec="tucker2(pattern=2:4)")
+    lines = to_markdown(report_document(replace(report, steps=(step,)))).splitlines()
+    assert lines[0] == "**top-1 accuracy 92.60 % -> 92.30 % (-0.30 points) on 2,000 samples**"
+    assert "## tucker2(pattern=2:4): changed" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("see http://evil.example", "see http&#58;//evil.example"),
+        ("mailto:a@b", "mailto&#58;a&#64;b"),
+        (":tada: :100:", "&#58;tada: &#58;100:"),
+        ("> quoted", "\\> quoted"),
+        ("  > quoted", "\\> quoted"),
+        ("1x1 64>48 -> x", "1x1 64>48 -> x"),
+    ],
+)
+def test_what_markdown_would_make_of_a_name(report: PipelineReport, name: str, shown: str) -> None:
+    assert f"- warning: {shown}\n" in to_markdown(report_document(replace(report, warnings=(name,))))

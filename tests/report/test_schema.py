@@ -75,6 +75,18 @@ DRIFT = Quality(64, sqnr={"a": 40.0, "b": 20.0}, agreement=0.75)
             "accuracy was not measured (worst output SQNR 20.0 dB, same top-1 class for 75.00 %, 64 samples); "
             "give --eval with labels",
         ),
+        (
+            None,
+            Quality(64, sqnr={"a": float("inf")}),
+            False,
+            "accuracy was not measured (outputs are equal, 64 samples); give --eval with labels",
+        ),
+        (
+            None,
+            Quality(64, sqnr={"a": float("inf")}, equal={"class": 0.5}),
+            False,
+            "accuracy was not measured (worst output SQNR exact, 64 samples); give --eval with labels",
+        ),
     ],
 )
 def test_the_headline(
