@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,7 @@ from onnxcomp.testing import assert_preserves, assert_refuses, conv_model
 def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The package, imported from its source tree."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "src")
-    import onnxcomp_prune_demo
-
-    yield onnxcomp_prune_demo
+    yield importlib.import_module("onnxcomp_prune_demo")
     monkeypatch.delitem(sys.modules, "onnxcomp_prune_demo", raising=False)
 
 
