@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -153,8 +153,9 @@ class Context:
 
     def rehearsed(self, model: ir.Model) -> ir.Model:
         """The model roughly as the passes after the running one would leave it, for timing."""
+        alone = replace(self, overrides=())  # those are the running pass's own
         for follower in self.followers:
-            model = follower.rehearse(model, self)
+            model = follower.rehearse(model, alone)
         return model
 
     def excluded(self, site: str) -> str | None:
@@ -177,6 +178,8 @@ class Pass(ABC):
     # Whether the pass brings a model into canonical form by itself; then a pipeline that begins with it is not
     # canonicalised before, and what was done is the pass's to report.
     canonicalises: ClassVar[bool] = False
+    # Whether the pass leaves alone what it made itself: timed with a second one behind it, it would gain nothing.
+    idempotent: ClassVar[bool] = False
     # Groups of options, each with a default, of which one at a time counts: a layer given one loses the pass's others.
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 
