@@ -8,10 +8,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp.data.firstlayer import expected_scale
+
 __all__ = ["Span", "index_bound", "input_span"]
 
 _FOLLOW = frozenset({"Cast", "Transpose", "Identity", "Reshape"})
 _MOST_STEPS = 16
+_BEYOND_NORMALISED = 8.0  # no spread or centre of a normalised or unit input is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ def input_span(value: ir.Value) -> Span:
     """
     if value.dtype is not None and value.dtype.is_integer():
         return _PIXELS
+    image = value
     scale, shift, touched = 1.0, 0.0, False  # the tensor at hand is scale * input + shift
     for _ in range(_MOST_STEPS):
         node = _only_user(value)
@@ -54,10 +58,12 @@ def input_span(value: ir.Value) -> Span:
         touched = touched or node.op_type not in _FOLLOW
         scale, shift = scale * step[0], shift * step[0] + step[1]
         value = node.outputs[0]
-    if not touched or scale == 0 or not np.isfinite(scale):
+    if not touched:
+        return _PIXELS if (expected_scale(image) or 0.0) > _BEYOND_NORMALISED else _NORMALISED
+    if scale == 0 or not np.isfinite(scale):
         return _NORMALISED
     spread, centre = abs(1 / scale), -shift / scale
-    if max(spread, abs(centre)) > 8:
+    if max(spread, abs(centre)) > _BEYOND_NORMALISED:
         return _PIXELS
     return _UNIT if spread <= 1 and 0 <= centre <= 1 and (spread, centre) != (1.0, 0.0) else _NORMALISED
 
