@@ -53,7 +53,7 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
     Raises:
         InputError: There is a budget and nothing to measure it on.
     """
-    outcome = Outcome(*run_passes(start, plan, context))
+    outcome = Outcome(*run_passes(start, plan, replace(context, budgeted=bool(budget))))
     judge = _Judge.of(intake, plan, budget)
     if judge is None:
         return outcome
@@ -96,9 +96,9 @@ class _Judge:
 
 def _ranked(steps: tuple[Step, ...]) -> list[Given]:
     """Rewrites as (position of the pass, site), largest predicted error first; those without a prediction last."""
-    errors = {
-        (index, change.site): -1.0 if change.error is None else change.error
-        for index, step in enumerate(steps)
-        for change in (step.report.changes if step.kept else ())
-    }
+    errors: dict[Given, float] = {}
+    for index, step in enumerate(steps):
+        for change in step.report.changes if step.kept else ():  # several of a site that an earlier pass has split
+            error = -1.0 if change.error is None else change.error
+            errors[index, change.site] = max(error, errors.get((index, change.site), -1.0))
     return sorted(errors, key=lambda given: (-errors[given], given))

@@ -182,6 +182,8 @@ def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tu
     if context.objective == "size":
         before, after = serialized_bytes(model), serialized_bytes(trial)
         return None, "" if after < before else f"no smaller: {before:,} -> {after:,} bytes"
+    others = tuple(f for f in context.followers if not (item.idempotent and f.name == item.name))
+    context = replace(context, followers=others)
     speedup = time_models(context.rehearsed(model), context.rehearsed(trial), context)
     if speedup is None:
         return None, ""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxcomp.contract import Context, Pass, PassReport
+from onnxcomp.contract import Context, Pass, PassReport, Value
 from onnxcomp.errors import InputError, OptionError
 from onnxcomp.options import Bounds, replace_options
-from onnxcomp.quantize.rewrite import Settings, quantize, rehearse
+from onnxcomp.quantize.layers import Layers, Settings
+from onnxcomp.quantize.rewrite import quantize, rehearse
 
 __all__ = ["Int8"]
 
 _PERCENTILE = 99.99
-# What a recipe may say of a single layer; the rest holds for the whole model.
-_LAYER_OPTIONS = ("calibration", "percentile")
+# What a recipe cannot say of a single layer: all are calibrated in one run over the data.
+_WHOLE_MODEL = ("samples",)
 _IDLE_PERCENTILE = "int8.percentile counts with calibration=percentile only; give that as well{}"
 
 
@@ -47,6 +49,7 @@ class Int8(Pass):
     """
 
     name: ClassVar[str] = "int8"
+    idempotent: ClassVar[bool] = True
 
     calibration: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"
     percentile: Annotated[float, Bounds(50, 100)] = _PERCENTILE
@@ -62,27 +65,36 @@ class Int8(Pass):
         by_percentile = self.calibration == "percentile"
         for override in context.overrides:
             options = override.options or {}
-            replace_options(self, options)
+            self._layer(options)
             layer_by_percentile = options.get("calibration", self.calibration) == "percentile"
             by_percentile = by_percentile or layer_by_percentile
             if "percentile" in options and not layer_by_percentile:
                 raise OptionError(_IDLE_PERCENTILE.format(f" for the layer {override.match!r}"))
-            whole = [name for name in options if name not in _LAYER_OPTIONS]
+            whole = [name for name in options if name in _WHOLE_MODEL]
             if whole:
                 raise OptionError(
-                    f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r};"
-                    f" a layer takes {' and '.join(_LAYER_OPTIONS)}, or null"
+                    f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r}:"
+                    " all layers are calibrated on the same samples"
                 )
         if self.percentile != _PERCENTILE and not by_percentile:
             raise OptionError(_IDLE_PERCENTILE.format(""))
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize in place."""
-        return quantize(model, context, self._settings())
+        return quantize(model, context, self._layers(context))
 
     def rehearse(self, model: ir.Model, context: Context) -> ir.Model:
-        """Return the model with the same pairs at made-up ranges; nothing is calibrated."""
-        return rehearse(model, context, self._settings())
+        """Return the model with its pairs at made-up ranges, uncalibrated; one that has pairs is returned as it is."""
+        return rehearse(model, context, self._layers(context))
+
+    def _layers(self, context: Context) -> Layers:
+        return Layers(self._settings(), self._layer, context)
+
+    def _layer(self, options: Mapping[str, Value]) -> Settings:
+        """The settings of a layer that a recipe gives these options of its own."""
+        own = replace_options(self, options)
+        assert isinstance(own, Int8)
+        return own._settings()
 
     def _settings(self) -> Settings:
         return Settings(

@@ -11,7 +11,7 @@ from onnxcomp.contract import Change, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.sites import static_shape
 from onnxcomp.numeric.ranges import Range
-from onnxcomp.quantize.emit import WeightRules
+from onnxcomp.quantize.emit import RulesOf
 from onnxcomp.quantize.parameters import Parameters
 from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.weighted import Weighted
@@ -20,12 +20,16 @@ __all__ = ["changes"]
 
 
 def changes(
-    plan: Plan, ranges: Mapping[str, Range], parameters: Mapping[str, Parameters], rules: WeightRules
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    parameters: Mapping[str, Parameters],
+    rules_of: RulesOf,
+    errors: Mapping[ir.Node, float],
 ) -> Iterator[Change]:
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
     Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
-    chose it, scale and zero point.
+    chose it, scale and zero point, all to 6 digits (the model holds them exactly). `errors` are the predicted ones.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)
@@ -34,12 +38,15 @@ def changes(
         size = w.weight.const_value.size if w.weight.const_value is not None else 0
         after = Cost(before.parameters, before.macs, size + 4 * channels + 2 * 4 * (before.parameters - size))
         facts = _facts(plan, w.node, ranges, parameters)
+        rules = rules_of(w.node)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
-        yield Change(w.site, f"{w.node.op_type}, uint8 x int8, {channels} weight scales", before, after, facts=facts)
+        summary = f"{w.node.op_type}, uint8 x int8, {channels} weight scales"
+        yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts)
     for other in plan.others:
         nothing = Cost(0, 0, 0)
         facts = _facts(plan, other.node, ranges, parameters)
-        yield Change(other.site, f"{other.node.op_type} on uint8", nothing, nothing, facts=facts)
+        summary = f"{other.node.op_type} on uint8"
+        yield Change(other.site, summary, nothing, nothing, error=errors[other.node], facts=facts)
 
 
 def _facts(
@@ -67,7 +74,12 @@ def _tensor_facts(
         "scale": written.scale,
         "zero_point": written.zero_point,
     }
-    return {f"{prefix}.{key}": fact for key, fact in (facts | dict(chosen.facts)).items()}
+    return {f"{prefix}.{key}": _short(fact) for key, fact in (facts | dict(chosen.facts)).items()}
+
+
+def _short(fact: Value) -> Value:
+    """A number to 6 significant digits: that much of a statistic means something."""
+    return float(f"{fact:.6g}") if isinstance(fact, float) else fact
 
 
 def _weighted_cost(w: Weighted) -> Cost:

@@ -7,7 +7,7 @@ weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,29 +22,35 @@ from onnxcomp.quantize.placement import Plan, Quantized
 from onnxcomp.quantize.weighted import Weighted
 from onnxcomp.quantize.weights import QuantizedWeight, WeightScales, bias_floors, quantize_bias, quantize_weight
 
-__all__ = ["WeightCache", "WeightRules", "emit"]
-
-WeightCache = dict[tuple[str | None, int], QuantizedWeight]
+__all__ = ["RulesOf", "WeightCache", "WeightRules", "emit", "quantized_weight"]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightRules:
-    """How weights become int8.
+    """How the weight and the bias of a node become integers.
 
     Attributes:
         bits: 8, or 7 where the processor's int8 products saturate.
         scales: How per-channel scales are chosen.
+        corrected: Whether the bias makes up for what rounding the weight does to the mean, where means are given.
     """
 
     bits: int = 8
     scales: WeightScales = "mse"
+    corrected: bool = True
+
+
+RulesOf = Callable[[ir.Node], WeightRules]
+# Name of the weight, axis of its output channels, bits, rule of the scales.
+_WeightKey = tuple[str | None, int, int, WeightScales]
+WeightCache = dict[_WeightKey, QuantizedWeight]
 
 
 def emit(
     model: ir.Model,
     plan: Plan,
     parameters: Mapping[str, Parameters],
-    rules: WeightRules,
+    rules_of: RulesOf,
     means: Mapping[str, NDArray[np.float64]] | None = None,
     *,
     known: WeightCache | None = None,
@@ -56,9 +62,9 @@ def emit(
         model: The model that `plan` was made for.
         plan: Where to quantize.
         parameters: Scale and zero point of every root of the plan.
-        rules: How weights become int8.
-        means: Channel means of the weighted nodes' inputs by tensor name, for bias correction; None: no correction.
-        known: Weights that were quantized by these rules before; updated. For callers that emit several times.
+        rules_of: How the weight of a node becomes int8.
+        means: Channel means of the inputs of the nodes whose biases are corrected, by tensor name; None: of none.
+        known: Weights that were quantized before; updated. For callers that emit several times.
         pass_name: Name of the pass, for provenance.
     """
     writer = _Writer(model.graph, pass_name)
@@ -66,16 +72,22 @@ def emit(
     scales = [parameters[plan.root_of(w.node.inputs[0])].scale for w in plan.weighted]
     floors = _floors(plan.weighted, biases, scales)
     cache: WeightCache = {} if known is None else known
-    weights = [_quantized(w, rules, floors[(w.weight.name, w.axis)], cache) for w in plan.weighted]
-    shifts = [_shift(w, weight, means or {}) for w, weight in zip(plan.weighted, weights, strict=True)]
+    rules = [rules_of(w.node) for w in plan.weighted]
+    weights = [
+        _floored(w, rule, floors[(w.weight.name, w.axis)], cache) for w, rule in zip(plan.weighted, rules, strict=True)
+    ]
+    shifts = [
+        _shift(w, weight, means) if means and rule.corrected else None
+        for w, weight, rule in zip(plan.weighted, weights, rules, strict=True)
+    ]
     roots = {
         name: plan.root_of(tensor.value) for name, tensor in plan.tensors.items()
     }  # names, before any is handed over
     for name, tensor in plan.tensors.items():
         writer.write_pair(tensor, roots[name], parameters[roots[name]])
     writer.drop_unread()
-    for w, bias, shift, scale, weight in zip(plan.weighted, biases, shifts, scales, weights, strict=True):
-        writer.write_weight(w, weight)
+    for w, rule, bias, shift, scale, weight in zip(plan.weighted, rules, biases, shifts, scales, weights, strict=True):
+        writer.write_weight(w, rule, weight)
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
         if corrected is not None:
             writer.write_bias(w, corrected, scale, weight)
@@ -86,15 +98,27 @@ def _bias(w: Weighted) -> NDArray[np.float32] | None:
     return None if w.bias is None or w.bias.const_value is None else w.bias.const_value.numpy().reshape(-1)
 
 
-def _quantized(
-    w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None, known: WeightCache
-) -> QuantizedWeight:
+def quantized_weight(w: Weighted, rules: WeightRules, known: WeightCache) -> QuantizedWeight:
+    """Return the weight of a node as integers, from `known` if it is there; `known` is updated."""
     assert w.weight.const_value is not None
-    key = (w.weight.name, w.axis)
+    key = _key(w, rules)
     if key not in known:
         known[key] = quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales)
-    if floors is None or (known[key].scales >= floors).all():
-        return known[key]
+    return known[key]
+
+
+def _key(w: Weighted, rules: WeightRules) -> _WeightKey:
+    return (w.weight.name, w.axis, rules.bits, rules.scales)
+
+
+def _floored(
+    w: Weighted, rules: WeightRules, floors: NDArray[np.float64] | None, known: WeightCache
+) -> QuantizedWeight:
+    """The weight as integers whose scales are no smaller than `floors`."""
+    assert w.weight.const_value is not None
+    free = quantized_weight(w, rules, known)
+    if floors is None or (free.scales >= floors).all():
+        return free
     return quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales, floors=floors)
 
 
@@ -143,7 +167,7 @@ class _Writer:
         self._constants: dict[tuple[str, int, int], ir.Value] = {}
         self._scales: dict[str, ir.Value] = {}
         self._dequantizers: list[ir.Node] = []
-        self._weights: dict[tuple[str | None, int], ir.Value] = {}
+        self._weights: dict[_WeightKey, ir.Value] = {}
 
     def write_pair(self, tensor: Quantized, root: str, parameters: Parameters) -> None:
         """Insert Q and DQ behind a tensor and let its readers read the dequantized value."""
@@ -210,9 +234,9 @@ class _Writer:
             node.resize_inputs(max(3, len(node.inputs)))
             node.replace_input_with(2, fill)
 
-    def write_weight(self, w: Weighted, quantized: QuantizedWeight) -> None:
+    def write_weight(self, w: Weighted, rules: WeightRules, quantized: QuantizedWeight) -> None:
         """Replace a float weight by int8 and DequantizeLinear; a shared one is written once."""
-        key = (w.weight.name, w.axis)
+        key = _key(w, rules)
         if key not in self._weights:
             name = w.weight.name or "weight"
             values = self._initializer(f"{name}.quantized", quantized.values)

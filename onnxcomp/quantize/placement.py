@@ -104,16 +104,23 @@ class Plan:
         return tensor.value.name
 
 
-def place(model: ir.Model, scheme: Scheme, refuse: Callable[[ir.Node], str | None] = lambda node: None) -> Plan:
+def place(
+    model: ir.Model,
+    scheme: Scheme,
+    refuse: Callable[[ir.Node], str | None] = lambda node: None,
+    close: Callable[[ir.Node], bool] = lambda node: False,
+) -> Plan:
     """Decide what is quantized. The model is not changed.
 
     Args:
         model: A canonical model (constants are initializers).
         scheme: The target's rules.
         refuse: Reason why the user or the recipe leaves a node alone, or None.
+        close: Whether the output of a node with weights is quantized even where the scheme does not ask for it.
     """
     weighted, skips = _weighted(model, scheme, refuse)
-    placer = _Placer(scheme, {w.node for w in weighted}, {n for n in model.graph if refuse(n) is not None})
+    ends = {w.node for w in weighted if w.node.op_type in scheme.output_required or close(w.node)}
+    placer = _Placer(scheme, {w.node for w in weighted}, ends, {n for n in model.graph if refuse(n) is not None})
     placer.find_paths(model.graph)
     placer.mark(model.graph)
     return Plan(
@@ -172,9 +179,10 @@ def _size(value: ir.Value) -> int:
 class _Placer:
     """The two sweeps over the graph: backwards for what leads to a weighted node, forwards for what is fed by one."""
 
-    def __init__(self, scheme: Scheme, weighted: set[ir.Node], refused: set[ir.Node]) -> None:
+    def __init__(self, scheme: Scheme, weighted: set[ir.Node], closed: set[ir.Node], refused: set[ir.Node]) -> None:
         self.scheme = scheme
         self.weighted = weighted
+        self.closed = closed
         self.refused = refused
         self.chosen = set(weighted)
         self.outputs: dict[ir.Node, list[ir.Value]] = {}
@@ -192,7 +200,7 @@ class _Placer:
                 if node not in self._leading or not any(v in fed for v in self._data(node)):
                     continue
                 self.chosen.add(node)
-            elif node.op_type not in self.scheme.output_required and not self._leads(node.outputs[0]):
+            elif self._ends_in_float(node):
                 continue
             for out in node.outputs:
                 last, _ = self._behind(out, node)
@@ -205,14 +213,14 @@ class _Placer:
                 continue
             for value in self._data(node):
                 self._tensor(value).readers.append(node)
-            if (
-                node in self.weighted
-                and node.op_type not in self.scheme.output_required
-                and not self._leads(node.outputs[0])
-            ):
+            if node in self.weighted and self._ends_in_float(node):
                 continue
             for out in node.outputs:
                 self._mark_output(node, out)
+
+    def _ends_in_float(self, node: ir.Node) -> bool:
+        """Whether the output of a node with weights is not rounded."""
+        return node not in self.closed and not self._leads(node.outputs[0])
 
     def _mark_output(self, node: ir.Node, out: ir.Value) -> None:
         last, limits = self._behind(out, node)

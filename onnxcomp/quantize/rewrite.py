@@ -3,83 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal, cast
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.calibration.ranges import collect_histograms, collect_means
-from onnxcomp.contract import Context, PassReport, Value
+from onnxcomp.contract import Context, PassReport
 from onnxcomp.data import Feeds
 from onnxcomp.errors import DataError, InputError
-from onnxcomp.graph.edit import origin_of
 from onnxcomp.numeric.histogram import Histogram
-from onnxcomp.numeric.ranges import METHODS, Method, Range, choose_range
+from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes
-from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
+from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
+from onnxcomp.quantize.fusing import Placement, emit_made_up
+from onnxcomp.quantize.layers import Layers
+from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.parameters import Parameters, affine
 from onnxcomp.quantize.placement import Plan, place
-from onnxcomp.quantize.processor import saturates
+from onnxcomp.quantize.predict import predicted_errors
 from onnxcomp.quantize.trial import output_errors
 from onnxcomp.quantize.watch import watched
-from onnxcomp.quantize.weights import WeightScales
+from onnxcomp.quantize.weighted import already_quantized
 from onnxcomp.targets.target import Scheme
 
-__all__ = ["Settings", "quantize", "rehearse"]
+__all__ = ["quantize", "rehearse"]
 
-Switch = Literal["auto", "on", "off"]
+Means = Mapping[str, NDArray[np.float64]]
 
 # Means settle much sooner than ranges do.
 _MEAN_SAMPLES = 64
 _TRIAL_SAMPLES = 64
+# What ``auto`` chooses from, for all its tensors alike.
+_TRIED: tuple[Method, ...] = ("mse", "minmax")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options of the int8 pass; see there."""
-
-    calibration: Literal["auto"] | Method
-    percentile: float
-    weights: WeightScales
-    bias_correction: Switch
-    reduce_range: Switch
-    samples: int | None
-
-
-def quantize(model: ir.Model, context: Context, settings: Settings) -> PassReport:
+def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     """Quantize the model in place.
 
     Raises:
         InputError: The target has no int8 scheme.
         DataError: There are no data, or they do not fit.
     """
-    plan = _plan(model, context)
+    placement = Placement(model, _scheme(context), layers.refusal)
+    plan = placement.of(model)
+    skips = (*plan.skips, *placement.undone(plan))
     if not plan.weighted:
-        return PassReport(skips=plan.skips, notes=("nothing to quantize",))
-    feeds = context.data if context.data is not None else context.stand_in
-    if feeds is None:
-        raise DataError("int8 needs calibration data; give --data")
-    histograms = _histograms(model, plan, feeds, context, settings)
-    means = _means(model, plan, feeds, context, settings)
-    rules = _rules(context, settings)
-    tried = [_ranges(plan, histograms, context, settings, method) for method in _methods(settings)]
+        return PassReport(skips=skips, notes=("nothing to quantize",))
+    feeds = _feeds(context)
+    layers = replace(layers, synthetic=feeds.synthetic)
+    histograms = _histograms(model, plan, feeds, layers)
+    means = _means(model, plan, feeds, layers)
+    tried = _ranges(plan, histograms, layers)
     known: WeightCache = {}
-    ranges = tried[0] if len(tried) == 1 else _best(model, context, feeds, tried, rules, means, known)
+    ranges = tried[0]
+    if len(tried) > 1:
+        ranges = tried[_closest(model, placement, feeds, tried, layers, means, known)]
     parameters = _parameters(plan, ranges)
-    report = PassReport(tuple(changes(plan, ranges, parameters, rules)), plan.skips, _notes(feeds, rules, means))
-    emit(model, plan, parameters, rules, means, known=known)
-    return report
+    errors = predicted_errors(
+        plan,
+        histograms,
+        parameters,
+        lambda w: quantized_weight(w, layers.rules(w.node), known),
+        lambda node: means if layers.rules(node).corrected else {},
+    )
+    if context.budgeted:
+        alone = measured_errors(
+            model,
+            placement,
+            parameters,
+            lambda copy, part, own: emit(copy, part, own, layers.rules, means, known=known),
+            feeds,
+            threads=context.threads,
+        )
+        errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
+    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
+    notes = _notes(plan, feeds, layers, means)
+    emit(model, plan, parameters, layers.rules, means, known=known)
+    return PassReport(changed, skips, notes)
 
 
-def rehearse(model: ir.Model, context: Context, settings: Settings) -> ir.Model:
-    """Return a quantized copy with made-up ranges: what the runtime would compute, at the wrong scales."""
+def rehearse(model: ir.Model, context: Context, layers: Layers) -> ir.Model:
+    """Return a quantized copy with made-up ranges; of a model that is quantized already, the model itself."""
+    if already_quantized(model):
+        return model
     copy = model.clone()
-    plan = _plan(copy, context)
-    made_up = {name: affine(-1.0, 1.0, plan.tensors[name].limits) for name in plan.roots}
-    emit(copy, plan, made_up, WeightRules(_rules(context, settings).bits, "minmax"))
+    emit_made_up(copy, place(copy, _scheme(context), layers.refusal), layers.rules)
     return copy
 
 
@@ -89,109 +99,87 @@ def _scheme(context: Context) -> Scheme:
     return context.target.scheme
 
 
-def _plan(model: ir.Model, context: Context) -> Plan:
-    def refuse(node: ir.Node) -> str | None:
-        left_alone = "left alone by the recipe" if _override(node, context) is None else None
-        return context.excluded(origin_of(node)) or left_alone
-
-    return place(model, _scheme(context), refuse)
-
-
-def _override(node: ir.Node, context: Context) -> dict[str, Value] | None:
-    """Options of the recipe for one node; None: leave it alone. A name's glob beats an operator's type."""
-    by_type = [o.options for o in context.overrides if o.match == node.op_type]
-    by_name = [
-        o.options for o in context.overrides if o.match != node.op_type and fnmatchcase(origin_of(node), o.match)
-    ]
-    found = (by_name or by_type)[-1:]
-    if not found:
-        return {}
-    return None if found[0] is None else dict(found[0])
+def _feeds(context: Context) -> Feeds:
+    feeds = context.data if context.data is not None else context.stand_in
+    if feeds is None:
+        raise DataError(
+            "int8 needs calibration data: give --data, or the sizes of inputs of free shape,"
+            " as in --shapes name:1x3x224x224, so that data can be made up"
+        )
+    return feeds
 
 
-def _histograms(
-    model: ir.Model, plan: Plan, feeds: Feeds, context: Context, settings: Settings
-) -> dict[str, Histogram]:
+def _histograms(model: ir.Model, plan: Plan, feeds: Feeds, layers: Layers) -> dict[str, Histogram]:
     seen, names = watched(model, plan)
-    found = collect_histograms(seen, list(names.values()), feeds, threads=context.threads, limit=settings.samples)
+    found = collect_histograms(
+        seen, list(names.values()), feeds, threads=layers.context.threads, limit=layers.whole.samples
+    )
     return {root: found[name] for root, name in names.items()}
 
 
-def _methods(settings: Settings) -> tuple[Method, ...]:
-    return ("mse", "minmax") if settings.calibration == "auto" else (settings.calibration,)
+def _ranges(plan: Plan, histograms: Mapping[str, Histogram], layers: Layers) -> list[dict[str, Range]]:
+    """The range of every root; one version for each rule that ``auto`` chooses from, if it has a say anywhere.
 
-
-def _ranges(
-    plan: Plan, histograms: dict[str, Histogram], context: Context, settings: Settings, method: Method
-) -> dict[str, Range]:
-    """The range of every root by `method`, or as the recipe says for the node that makes the tensor."""
+    The node that makes a tensor decides on its rule, or the first one that reads it where none of the plan makes it.
+    """
     makers = {value.name: node for node, values in plan.outputs.items() for value in values}
-    ranges: dict[str, Range] = {}
+    settled: dict[str, Range] = {}
     for name, histogram in histograms.items():
-        own = (_override(makers[name], context) or {}) if name in makers else {}
-        wanted = str(own.get("calibration", method))
-        if wanted not in METHODS:
-            raise InputError(f"int8: no calibration {wanted!r} for tensor {name!r}; use one of {', '.join(METHODS)}")
-        ranges[name] = choose_range(
-            histogram, cast(Method, wanted), percent=float(own.get("percentile", settings.percentile))
-        )
-    return ranges
+        own = layers.settings(makers.get(name) or plan.tensors[name].readers[0])
+        if own.calibration != "auto":
+            settled[name] = choose_range(histogram, own.calibration, percent=own.percentile)
+    free = [name for name in histograms if name not in settled]
+    if not free:
+        return [settled]
+    return [settled | {name: choose_range(histograms[name], method) for name in free} for method in _TRIED]
 
 
 def _parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Parameters]:
     return {name: affine(r.low, r.high, plan.tensors[name].limits) for name, r in ranges.items()}
 
 
-def _means(
-    model: ir.Model, plan: Plan, feeds: Feeds, context: Context, settings: Settings
-) -> dict[str, NDArray[np.float64]] | None:
-    """Channel means of the inputs of weighted nodes; None where biases are not to be corrected.
-
-    Made-up data say nothing about means, so that ``auto`` leaves biases alone there.
-    """
-    if settings.bias_correction == "off" or (settings.bias_correction == "auto" and feeds.synthetic):
-        return None
+def _means(model: ir.Model, plan: Plan, feeds: Feeds, layers: Layers) -> Means:
+    """Channel means of the inputs of the nodes whose biases are to be corrected."""
     names = [
-        w.node.inputs[0].name for w in plan.weighted if w.node.op_type != "MatMul" and w.node.inputs[0] is not None
+        w.node.inputs[0].name
+        for w in plan.weighted
+        if w.node.op_type != "MatMul" and w.node.inputs[0] is not None and layers.rules(w.node).corrected
     ]
-    limit = min(settings.samples or _MEAN_SAMPLES, _MEAN_SAMPLES)
+    limit = min(layers.whole.samples or _MEAN_SAMPLES, _MEAN_SAMPLES)
     wanted = [name for name in dict.fromkeys(names) if name]
-    return collect_means(model, wanted, feeds, threads=context.threads, limit=limit) if wanted else {}
+    return collect_means(model, wanted, feeds, threads=layers.context.threads, limit=limit) if wanted else {}
 
 
-def _best(
+def _closest(
     model: ir.Model,
-    context: Context,
+    placement: Placement,
     feeds: Feeds,
-    tried: Sequence[dict[str, Range]],
-    rules: WeightRules,
-    means: dict[str, NDArray[np.float64]] | None,
+    tried: Sequence[Mapping[str, Range]],
+    layers: Layers,
+    means: Means,
     known: WeightCache,
-) -> dict[str, Range]:
-    """The ranges with which the outputs come closest to the original's on a few samples, on real kernels."""
+) -> int:
+    """Which ranges bring the outputs closest to the original's on a few samples, on real kernels."""
     models: list[ir.Model] = []
     for ranges in tried:
         copy = model.clone()
-        plan = _plan(copy, context)
-        emit(copy, plan, _parameters(plan, ranges), rules, means, known=known)
+        plan = placement.of(copy)
+        emit(copy, plan, _parameters(plan, ranges), layers.rules, means, known=known)
         models.append(copy)
-    errors = output_errors(model, models, feeds, limit=_TRIAL_SAMPLES, threads=context.threads)
-    return tried[int(np.argmin(errors))]
+    errors = output_errors(model, models, feeds, limit=_TRIAL_SAMPLES, threads=layers.context.threads)
+    return int(np.argmin(errors))
 
 
-def _rules(context: Context, settings: Settings) -> WeightRules:
-    on_this_machine = context.target.host and saturates()
-    seven = settings.reduce_range == "on" or (settings.reduce_range == "auto" and on_this_machine)
-    return WeightRules(7 if seven else 8, settings.weights)
-
-
-def _notes(feeds: Feeds, rules: WeightRules, means: dict[str, NDArray[np.float64]] | None) -> tuple[str, ...]:
+def _notes(plan: Plan, feeds: Feeds, layers: Layers, means: Means) -> tuple[str, ...]:
     notes: list[str] = []
     if means:
-        count = min(len(feeds), _MEAN_SAMPLES)
+        count = min(len(feeds), layers.whole.samples or _MEAN_SAMPLES, _MEAN_SAMPLES)
         notes.append(f"biases make up for the weights' rounding, from channel means over {count} samples")
     if feeds.synthetic:
         notes.append("int8 was calibrated on made-up data: accuracy is unknown")
-    if rules.bits == 7:
+    seven = [w for w in plan.weighted if layers.rules(w.node).bits == 7]
+    if any(layers.settings(w.node).reduce_range == "auto" for w in seven):
         notes.append("weights have 7 bits: the products of this processor's int8 instructions saturate (no VNNI)")
+    elif seven:
+        notes.append(f"by reduce_range=on, {len(seven)} of {len(plan.weighted)} weights have 7 bits")
     return tuple(notes)

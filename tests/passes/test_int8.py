@@ -20,9 +20,12 @@ from onnxcomp.errors import DataError, InputError, OptionError
 from onnxcomp.graph.fold import fold
 from onnxcomp.options import spec_of
 from onnxcomp.passes.int8 import Int8
+from onnxcomp.pipeline import Plan, run_passes
 from onnxcomp.quantize.trial import output_errors
+from onnxcomp.quantize.weighted import already_quantized
 from onnxcomp.registry import build_pass
 from onnxcomp.runtime.fusion import fusion_proof
+from onnxcomp.runtime.timing import Speedup
 from onnxcomp.spec import parse_pipeline
 from onnxcomp.targets.target import load_target
 
@@ -64,8 +67,9 @@ def test_targets_without_a_scheme_are_refused(target: str, model: ir.Model, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "minmax"}, r"int8\.weights holds for the whole model, not for the layer 'conv\*'"),
+        ({"samples": 8}, r"int8\.samples holds for the whole model, not for the layer 'conv\*'"),
         ({"calibration": "mse", "samples": 8}, r"int8\.samples holds for the whole model"),
+        ({"weights": "best"}, r"int8\.weights: 'best' is not"),
         ({"calbration": "mse"}, "has no option 'calbration'; did you mean 'calibration'"),
         ({"percentile": 101}, r"int8\.percentile: 101 is not"),
     ],
@@ -77,6 +81,16 @@ def test_what_a_layer_cannot_have_is_refused(
     with pytest.raises(OptionError, match=message):
         Int8().requires(model, context(tmp_path, overrides=given))
     Int8().requires(model, context(tmp_path, overrides=(*given[:1], Override("conv*", None))))
+
+
+def test_what_a_layer_can_have_is_accepted(model: ir.Model, tmp_path: Path) -> None:
+    options: dict[str, Value] = {
+        "calibration": "auto",
+        "weights": "minmax",
+        "bias_correction": "off",
+        "reduce_range": "on",
+    }
+    Int8(calibration="mse").requires(model, context(tmp_path, overrides=(Override("Conv", options),)))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +113,7 @@ def test_a_percentile_that_nothing_reads_is_refused(
 
 
 def test_without_any_data_the_message_says_what_to_give(model: ir.Model, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="give --data"):
+    with pytest.raises(DataError, match=r"give --data, .* --shapes name:1x3x224x224"):
         Int8().run(model, context(tmp_path))
 
 
@@ -117,6 +131,31 @@ def test_a_rehearsal_has_the_same_graph_and_touches_nothing(model: ir.Model, tmp
     Int8().run(quantized, context(tmp_path, stand_in=synthetic_feeds(model, 0, 8)))
     assert [n.op_type for n in rehearsed.graph] == [n.op_type for n in quantized.graph]
     assert all(fate.integer for fate in fusion_proof(rehearsed))
+
+
+def test_of_a_second_int8_there_is_nothing_left(model: ir.Model, tmp_path: Path) -> None:
+    feeds = synthetic_feeds(model, 0, 8)
+    ready = context(tmp_path, stand_in=feeds)
+    Int8().run(model, ready)
+    assert Int8(weights="minmax").rehearse(model, ready) is model
+    before = ir.to_proto(model).SerializeToString()
+    report = Int8().run(model, ready)
+    assert not report.changes and len(report.skips) == 2
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_the_first_of_two_int8_is_kept(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[list[bool]] = []
+
+    def paired(base: ir.Model, other: ir.Model, *rest: object, **options: object) -> Speedup:
+        timed.append([already_quantized(base), already_quantized(other)])
+        return Speedup(2.0, 1.9, 2.1, 2.0, 1.0, 100)
+
+    monkeypatch.setattr("onnxcomp.pipeline.paired", paired)
+    ready = context(tmp_path, stand_in=synthetic_feeds(model, 0, 8))
+    _, steps = run_passes(model, Plan((Int8(), Int8(weights="minmax"))), ready)
+    assert [(step.kept, len(step.report.changes)) for step in steps] == [(True, 2), (True, 0)]
+    assert timed == [[False, True]]
 
 
 def test_seven_bits_on_request(model: ir.Model, tmp_path: Path) -> None:

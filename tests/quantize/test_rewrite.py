@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
-from onnxcomp.contract import Override, PassReport
+from onnxcomp.contract import Override, PassReport, Value
 from onnxcomp.errors import InputError
 from onnxcomp.quantize.placement import place
+from onnxcomp.quantize.processor import saturates
 from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.targets.target import Scheme, load_target
 
@@ -34,6 +36,16 @@ def ops(model: ir.Model) -> list[str]:
 
 def reasons(report: PassReport) -> dict[str, str]:
     return {skip.site: skip.reason for skip in report.skips}
+
+
+def stored(model: ir.Model, name: str) -> NDArray[np.generic]:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def plain_bits() -> int:
+    return 7 if saturates() else 8
 
 
 def test_outputs_keep_their_names_and_float_readers_read_what_was_quantized(
@@ -66,7 +78,7 @@ def test_every_tensor_of_a_change_has_its_range_scale_and_method(build: Builder,
     low, high, scale = (second.facts[f"output.{key}"] for key in ("low", "high", "scale"))
     assert isinstance(low, float) and isinstance(high, float) and isinstance(scale, float)
     assert low < 0 < high
-    assert scale == pytest.approx((high - low) / 255)
+    assert scale == pytest.approx((high - low) / 255, rel=1e-5)
     assert first.after.bytes < first.before.bytes
 
 
@@ -221,8 +233,52 @@ def test_globs_and_recipes_leave_layers_alone_and_set_options(build: Builder, qu
     )
     assert reasons(report) == {"first": "left alone by the recipe"}
     assert report.changes[0].facts["output.method"] == "minmax"
-    with pytest.raises(InputError, match="no calibration 'best'"):
+    with pytest.raises(InputError, match=r"int8\.calibration: 'best' is not"):
         quantize(model, context={"overrides": (Override("second", {"calibration": "best"}),)})
+
+
+def test_layers_have_their_own_weights_and_biases(build: Builder, quantize: Quantizer) -> None:
+    model = build(TWO, SHAPES)
+    plain, _ = quantize(model, calibration="minmax")
+    options: dict[str, Value] = {"weights": "minmax", "reduce_range": "on", "bias_correction": "off"}
+    own, report = quantize(model, calibration="minmax", context={"overrides": (Override("second", options),)})
+    first, second = report.changes
+    assert (first.facts["weight.scales"], first.facts["weight.bits"]) == ("mse", plain_bits())
+    assert (second.facts["weight.scales"], second.facts["weight.bits"]) == ("minmax", 7)
+    assert np.abs(stored(own, "w.quantized")).max() == 63
+    assert np.array_equal(stored(own, "v.quantized"), stored(plain, "v.quantized"))
+    bias_of = {n.name: len(n.inputs) for n in own.graph if n.op_type == "Conv"}
+    assert bias_of == {"first": 3, "second": 2}  # a correction needs a bias, where there was none
+    assert any("1 of 2 weights have 7 bits" in note for note in report.notes) or plain_bits() == 7
+
+
+def test_a_shared_weight_with_two_rules_is_stored_twice(build: Builder, quantize: Quantizer, sqnr: Sqnr) -> None:
+    model = build(
+        "g (float[N,8,8,8] x) => (float[N,8,8,8] y) { a = Conv(x, v)  b = Relu(a)  [second] y = Conv(b, v) }",
+        {"v": (8, 8, 1, 1)},
+    )
+    quantized, _ = quantize(model, context={"overrides": (Override("second", {"weights": "minmax"}),)})
+    assert sum(name.startswith("v.quantized") for name in quantized.graph.initializers) == 2
+    assert sqnr(model, quantized) > 22
+
+
+def test_the_range_of_an_input_is_its_first_readers(build: Builder, quantize: Quantizer) -> None:
+    given = (Override("first", {"calibration": "entropy"}), Override("second", {"calibration": "auto"}))
+    _, report = quantize(build(TWO, SHAPES), calibration="percentile", context={"overrides": given})
+    first, second = report.changes
+    assert first.facts["input.method"] == first.facts["output.method"] == "entropy"
+    assert second.facts["output.method"] in ("mse", "minmax")
+
+
+def test_facts_have_six_digits_and_the_model_all(build: Builder, quantize: Quantizer) -> None:
+    quantized, report = quantize(build(TWO, SHAPES))
+    scale = report.changes[0].facts["output.scale"]
+    exact = float(stored(quantized, "b.scale"))
+    assert isinstance(scale, float)
+    assert scale == float(f"{exact:.6g}") != exact
+    numbers = [fact for change in report.changes for fact in change.facts.values() if isinstance(fact, float)]
+    assert len(numbers) > 10
+    assert all(number == float(f"{number:.6g}") for number in numbers)
 
 
 def test_tiny_weights_with_a_large_bias_do_not_overflow(build: Builder, quantize: Quantizer, sqnr: Sqnr) -> None:

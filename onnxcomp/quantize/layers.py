@@ -1,0 +1,84 @@
+"""The options of int8, for the model and for a single layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxcomp.contract import Context, Value
+from onnxcomp.graph.edit import origin_of
+from onnxcomp.numeric.ranges import Method
+from onnxcomp.quantize.emit import WeightRules
+from onnxcomp.quantize.processor import saturates
+from onnxcomp.quantize.weights import WeightScales
+
+__all__ = ["Configure", "Layers", "Settings"]
+
+Switch = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of the int8 pass; see there."""
+
+    calibration: Literal["auto"] | Method
+    percentile: float
+    weights: WeightScales
+    bias_correction: Switch
+    reduce_range: Switch
+    samples: int | None
+
+
+# From the options that a recipe gives a layer to all of its settings; raises OptionError.
+Configure = Callable[[Mapping[str, Value]], Settings]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which settings hold for which node.
+
+    Attributes:
+        whole: Those of the model.
+        configure: The same with a layer's own options.
+        context: Where the user's exclusions and the recipe's layers are.
+        synthetic: Whether the calibration data are made up.
+    """
+
+    whole: Settings
+    configure: Configure
+    context: Context
+    synthetic: bool = True
+
+    def refusal(self, node: ir.Node) -> str | None:
+        """Why the user or the recipe leaves a node alone; None where they do not."""
+        left_alone = "left alone by the recipe" if self._options(node) is None else None
+        return self.context.excluded(origin_of(node)) or left_alone
+
+    def settings(self, node: ir.Node) -> Settings:
+        """The settings of a node."""
+        options = self._options(node)
+        return self.configure(options) if options else self.whole
+
+    def rules(self, node: ir.Node) -> WeightRules:
+        """How the weight and the bias of a node become integers.
+
+        ``auto`` leaves biases alone where data are made up: those say nothing about means.
+        """
+        own = self.settings(node)
+        correct = not self.synthetic if own.bias_correction == "auto" else own.bias_correction == "on"
+        return WeightRules(7 if self._seven(own) else 8, own.weights, correct)
+
+    def _seven(self, own: Settings) -> bool:
+        return own.reduce_range == "on" or (own.reduce_range == "auto" and self.context.target.host and saturates())
+
+    def _options(self, node: ir.Node) -> Mapping[str, Value] | None:
+        """Options of the recipe for one node; None: leave it alone. A name's glob beats an operator's type."""
+        overrides, site = self.context.overrides, origin_of(node)
+        by_name = [o.options for o in overrides if o.match != node.op_type and fnmatchcase(site, o.match)]
+        by_type = [o.options for o in overrides if o.match == node.op_type]
+        found = (by_name or by_type)[-1:]
+        return found[0] if found else {}
