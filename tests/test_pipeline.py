@@ -236,7 +236,11 @@ def test_under_size_a_pass_must_shrink_the_file(
     why: str,
 ) -> None:
     timed, sizes = clock(0.5), iter([1000, 1000 + grows])
-    monkeypatch.setattr("onnxcomp.pipeline.serialized_bytes", lambda model: next(sizes))
+
+    def size_of(model: ir.Model) -> int:
+        return next(sizes)
+
+    monkeypatch.setattr("onnxcomp.pipeline.serialized_bytes", size_of)
     _, (step,) = run_passes(model, Plan((Fake(),)), in_context(objective="size", data=data))
     assert step.why.startswith(why) and step.kept == (not why) and not timed
 

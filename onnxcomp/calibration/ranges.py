@@ -127,9 +127,7 @@ def collect_means(
     return {name: sums[name] / max(count, 1) for name, count in counts.items()}
 
 
-def _batches(
-    model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, limit: int | None
-) -> Iterator[Item]:
+def _batches(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, limit: int | None) -> Iterator[Item]:
     """Yield (number of the feed, values of the tensors), with feeds cut so that their activations stay small."""
     tap = Tap(model, names, threads=threads)
     rows = None
