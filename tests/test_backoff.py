@@ -12,7 +12,7 @@ import pytest
 
 from onnxcomp.backoff import Outcome, within_budget
 from onnxcomp.budget import Budget
-from onnxcomp.contract import Change, Context, Pass, PassReport
+from onnxcomp.contract import Change, Context, Pass, PassReport, Saves
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.errors import InputError
@@ -30,6 +30,7 @@ class Hurt(Pass):
     """Scales the weight of every site down, each by its own share."""
 
     name: ClassVar[str] = "hurt"
+    saves: ClassVar[Saves] = "nothing"  # kept for what it is, neither timed nor weighed
     predicts: bool = True
     wanted: bool = True
     scale: float = 1.0
@@ -160,3 +161,16 @@ def test_only_the_pass_at_fault_gives_back(model: ir.Model, in_context: InContex
     outcome = within_budget(_intake(model), model, plan, in_context(), Budget(min_sqnr=15.0))
     assert outcome.given_back == _given("conv[1]", position=1)
     assert [len(step.report.changes) for step in outcome.steps] == [5, 4]
+
+
+def test_passes_know_in_the_first_run_that_errors_decide(model: ir.Model, in_context: InContext) -> None:
+    told: list[bool] = []
+
+    class Listening(Hurt):
+        def run(self, model: ir.Model, context: Context) -> PassReport:
+            told.append(context.budgeted)
+            return super().run(model, context)
+
+    within_budget(_intake(model), model, Plan((Listening(),)), in_context(), Budget(min_sqnr=15.0))
+    within_budget(_intake(model), model, Plan((Listening(),)), in_context(), Budget())
+    assert told == [True, False, False]
