@@ -125,7 +125,7 @@ class _Tally:
 
     def _add_scores(self, rows: int, outputs: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> None:
         if self.samples == 0:
-            self._scores = next((name for name, value in outputs.items() if _is_scores(value, rows)), None)
+            self._scores = _scores_output(outputs, rows)
         if self._scores is None:
             return
         scores = np.asarray(outputs[self._scores], dtype=np.float64).reshape(rows, -1)
@@ -227,6 +227,17 @@ def _is_float(value: NDArray[Any]) -> bool:
 
 def _all_finite(value: NDArray[Any]) -> bool:
     return not _is_float(value) or bool(np.isfinite(value.astype(np.float32, copy=False)).all())
+
+
+def _scores_output(outputs: Mapping[str, Any], rows: int) -> str | None:
+    """The first output that holds one score a class for every sample; a model of one sample may leave its axis out."""
+    found = next((name for name, value in outputs.items() if _is_scores(value, rows)), None)
+    if found is None and rows == 1:
+        vectors = {
+            name: value[None] for name, value in outputs.items() if isinstance(value, np.ndarray) and value.ndim == 1
+        }
+        found = next((name for name, value in vectors.items() if _is_scores(value, rows)), None)
+    return found
 
 
 def _is_scores(value: Any, rows: int) -> bool:

@@ -97,6 +97,21 @@ def test_scores_may_have_axes_of_one(shape: str) -> None:
     assert quality.top1 == np.mean(X.argmax(1) == LABELS)
 
 
+def test_one_sample_may_come_without_its_axis() -> None:
+    built = model("y = Squeeze(x)", "float[8] y", inputs="float[1, 8] x")
+    quality = evaluate(built, open_feeds({"x": X, "labels": LABELS}, built), built)
+    assert quality.top1 == np.mean(X.argmax(1) == LABELS)
+    assert quality.agreement == 1.0
+
+
+def test_scores_with_a_batch_axis_go_before_a_vector() -> None:
+    built = model(
+        "v = Squeeze(x) \n n = Neg(v) \n y = Identity(x)", "float[8] n, float[1, 8] y", inputs="float[1, 8] x"
+    )
+    quality = evaluate(built, open_feeds({"x": X, "labels": LABELS}, built))
+    assert quality.top1 == np.mean(X.argmax(1) == LABELS)
+
+
 def test_a_map_is_no_classifier() -> None:
     built = model("y = Reshape(x, shape)", "float[N, 4, 2] y", ", int64[3] shape = {0, 4, 2}")
     quality = evaluate(built, open_feeds({"x": X, "labels": LABELS}, built), built)
