@@ -37,6 +37,17 @@ class ModelInput:
         first = self.shape[0] if self.shape else None
         return first if isinstance(first, int) else None
 
+    @property
+    def free(self) -> bool:
+        """Whether more than the batch is unknown, so that no sample can be made up."""
+        return self.shape is None or not all(isinstance(extent, int) for extent in self.shape[1:])
+
+    def shapes_flag(self) -> str:
+        """Return the ``--shapes`` flag that settles the input, with dots where the caller has to know the size."""
+        rest = ("...",) if self.shape is None else self.shape[1:]
+        sizes = (self.fixed_batch or 1, *(extent if isinstance(extent, int) else "..." for extent in rest))
+        return f"--shapes {self.name}:{'x'.join(map(str, sizes))}"
+
     def __str__(self) -> str:
         if self.shape is None:
             return f"{self.dtype.name}[...]"

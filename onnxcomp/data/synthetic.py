@@ -107,12 +107,9 @@ def _sample_shape(wanted: ModelInput) -> tuple[int, ...]:
     if wanted.dtype.kind in "OUST":
         raise DataError(f"input {wanted.name!r} is text; it cannot be made up, give data")
     rest = wanted.shape[1:]
+    if wanted.free:
+        raise DataError(f"input {wanted.name!r} is {wanted}: not only its batch is free; give {wanted.shapes_flag()}")
     fixed = tuple(d for d in rest if isinstance(d, int))
-    if len(fixed) != len(rest):
-        example = "x".join(str(d) if isinstance(d, int) else "..." for d in (1, *rest))
-        raise DataError(
-            f"input {wanted.name!r} is {wanted}: not only its batch is free; give --shapes {wanted.name}:{example}"
-        )
     if 0 in fixed or wanted.fixed_batch == 0:
         raise DataError(f"input {wanted.name!r} is {wanted}: it has an axis of 0 and cannot be fed")
     return fixed

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxcomp.calibration.ranges import collect_histograms, collect_means
 from onnxcomp.contract import Context, PassReport
 from onnxcomp.data import Feeds
+from onnxcomp.data.inputs import model_inputs
 from onnxcomp.errors import DataError, InputError
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
@@ -51,7 +52,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     skips = (*plan.skips, *placement.undone(plan))
     if not plan.weighted:
         return PassReport(skips=skips, notes=("nothing to quantize",))
-    feeds = _feeds(context)
+    feeds = _feeds(model, context)
     layers = replace(layers, synthetic=feeds.synthetic)
     histograms = _histograms(model, plan, feeds, layers)
     means = _means(model, plan, feeds, layers)
@@ -99,13 +100,12 @@ def _scheme(context: Context) -> Scheme:
     return context.target.scheme
 
 
-def _feeds(context: Context) -> Feeds:
+def _feeds(model: ir.Model, context: Context) -> Feeds:
     feeds = context.data if context.data is not None else context.stand_in
     if feeds is None:
-        raise DataError(
-            "int8 needs calibration data: give --data, or the sizes of inputs of free shape,"
-            " as in --shapes name:1x3x224x224, so that data can be made up"
-        )
+        flags = " ".join(wanted.shapes_flag() for wanted in model_inputs(model) if wanted.free)
+        made_up = f", or {flags} so that data can be made up" if flags else ""
+        raise DataError(f"int8 needs calibration data: give --data{made_up}")
     return feeds
 
 

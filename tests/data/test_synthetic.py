@@ -144,6 +144,7 @@ def test_other_ranks_get_standard_normal_values(model_of: ModelOf) -> None:
     [
         (["N", 3, "H", "W"], TensorProto.FLOAT, r"not only its batch is free; give --shapes x:1x3x\.\.\.x\.\.\."),
         (["N", None], TensorProto.FLOAT, "give --shapes"),
+        ([2, "N", 128], TensorProto.FLOAT, r"give --shapes x:2x\.\.\.x128"),
         (None, TensorProto.FLOAT, "has no shape in the model; give --shapes or data"),
         (["N", 3], TensorProto.STRING, "is text"),
         (["N", 0], TensorProto.FLOAT, "axis of 0"),
