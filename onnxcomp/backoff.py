@@ -40,8 +40,8 @@ class Outcome:
 def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
     """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... sites, the largest predicted error first.
 
-    Without a budget, but with real data and nothing in the plan that the user asked for by amount, the outputs must
-    still resemble the original's: defaults never write garbage.
+    Without a budget, and with nothing in the plan that the user asked for by amount, the outputs must still resemble
+    the original's on the calibration data, made up or not: defaults never write garbage.
 
     Args:
         intake: The original model, that the outputs are compared with, and what is measured on.
@@ -82,7 +82,7 @@ class _Judge:
         """The judge of the user's budget, of the implied one, or None where nothing is to be held."""
         if budget:
             return cls(intake, budget, None)
-        if intake.data is None or plan.replay is not None or any(item.explicit() for item in plan.passes):
+        if intake.feeds is None or plan.replay is not None or any(item.explicit() for item in plan.passes):
             return None
         try:
             return cls(intake, Budget(min_sqnr=Budget.GARBAGE_DB), _PROBED)

@@ -38,7 +38,9 @@ _BLOCK = 16
 # first one of an image network, has no low rank at all.
 _NARROW = 16
 _RELU_PATCHES = 4000
-_ENERGY = 0.995
+_ENERGY = 0.998
+# Patches a dimension from which on a whitened spectrum is believed as it stands.
+_PATCHES = 4
 _TINY = 8
 
 
@@ -62,7 +64,8 @@ class Tucker2(SitePass):
     Attributes:
         rank: How ranks follow from the spectra of the two unfoldings: energy, vbmf (exact EVBMF; Nakajima et al. 2013)
             or weakened.
-        energy: Share of the squared spectrum that each side keeps; with data, of the variance of the layer's output.
+        energy: Share of the squared spectrum that each side keeps; with data, of the variance of the layer's output. The
+            default asks for more where the data give few patches.
         weaken: How far `weakened` goes from the full rank (0) to the VBMF rank (1).
         keep: Fraction of each site's MACs to keep at most; the best split between both ranks is chosen.
         ranks: Explicit ranks, input x output, such as 32x64.
@@ -159,11 +162,19 @@ class Tucker2(SitePass):
         what = f"rank {raw[0]}x{raw[1]}" + (f", rounded to {ranks[0]}x{ranks[1]}," if tuple(ranks) != raw else "")
         return Skip(site.name, f"no gain: {what} of {full[0]}x{full[1]} is past break-even")
 
+    def _share(self, weights: list[Weight], gram: PatchGram | None) -> float:
+        """The energy to keep; by default more of it where few patches make the spectrum look steeper than it is."""
+        if gram is None or self.explicit():
+            return self.energy
+        trust = min(1.0, gram.count / (_PATCHES * weights[0][0].size))
+        return 1.0 - (1.0 - self.energy) * trust
+
     def _rule(self, site: Site, weights: list[Weight], gram: PatchGram | None) -> tuple[int, int]:
         """Ranks (input, output) before rounding, the largest over the groups."""
         if self.rank == "energy":
             spectra = _spectra(site, weights, gram)
-            return energy_rank(spectra[0], self.energy), energy_rank(spectra[1], self.energy)
+            energy = self._share(weights, gram)
+            return energy_rank(spectra[0], energy), energy_rank(spectra[1], energy)
         found = [(evbmf_rank(unfold_in(w)).rank, evbmf_rank(unfold_out(w)).rank) for w in weights]
         rank_in, rank_out = max(i for i, _ in found), max(o for _, o in found)
         if self.rank == "vbmf":

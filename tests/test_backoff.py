@@ -147,7 +147,9 @@ def test_defaults_never_write_garbage(model: ir.Model, in_context: InContext) ->
     plan = Plan((Hurt(wanted=False),))
     outcome = within_budget(_intake(model), model, plan, in_context(), Budget())
     assert outcome.given_back == _given("conv[1]") and outcome.failures == ()
-    for intake, steps in ((_intake(model, data=False), plan), (_intake(model), Plan((Hurt(),)))):
+    made_up = within_budget(_intake(model, data=False), model, plan, in_context(), Budget())
+    assert made_up.given_back == _given("conv[1]")
+    for intake, steps in ((Intake(model, None, None, None, ()), plan), (_intake(model), Plan((Hurt(),)))):
         assert _changed(within_budget(intake, model, steps, in_context(), Budget())) == list(HURT)
 
 
