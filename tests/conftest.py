@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ import onnx.parser
 import onnx.shape_inference
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from onnxcomp.contract import Context
 from onnxcomp.runtime.session import open_session, output_names, run
 from onnxcomp.targets.target import load_target
+
+# A busy machine is no failure; where nobody watches, the examples are the same every time.
+settings.register_profile(
+    "onnxcomp", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("onnxcomp")
 
 Arrays = Mapping[str, NDArray[Any]]
 Parsed = Callable[..., ir.Model]
