@@ -166,7 +166,7 @@ class Tucker2(SitePass):
         """The energy to keep; by default more of it where few patches make the spectrum look steeper than it is."""
         if gram is None or self.explicit():
             return self.energy
-        trust = min(1.0, gram.count / (_PATCHES * weights[0][0].size))
+        trust = min(1.0, gram.count / (_PATCHES * int(weights[0][0].size)))
         return 1.0 - (1.0 - self.energy) * trust
 
     def _rule(self, site: Site, weights: list[Weight], gram: PatchGram | None) -> tuple[int, int]:
