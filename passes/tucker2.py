@@ -64,8 +64,8 @@ class Tucker2(SitePass):
     Attributes:
         rank: How ranks follow from the spectra of the two unfoldings: energy, vbmf (exact EVBMF; Nakajima et al. 2013)
             or weakened.
-        energy: Share of the squared spectrum that each side keeps; with data, of the variance of the layer's output. The
-            default asks for more where the data give few patches.
+        energy: Share of the squared spectrum that each side keeps; with data, of the variance of the layer's output.
+            The default asks for more where the data give few patches.
         weaken: How far `weakened` goes from the full rank (0) to the VBMF rank (1).
         keep: Fraction of each site's MACs to keep at most; the best split between both ranks is chosen.
         ranks: Explicit ranks, input x output, such as 32x64.
