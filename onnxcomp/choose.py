@@ -52,7 +52,10 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     with _sweep(any(v.wants_gram() for v in variants), model, context) as sweep:
         for site in list(conv_sites(model)):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
-            (skips if isinstance(outcome, Skip) else changes).append(outcome)  # type: ignore[arg-type]
+            if isinstance(outcome, Skip):
+                skips.append(outcome)
+            else:
+                changes.append(outcome)
     if changes:
         infer_shapes(model)
     return PassReport(tuple(changes), tuple(skips))
