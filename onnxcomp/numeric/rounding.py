@@ -1,0 +1,238 @@
+"""Rounding a weight matrix to a grid so that the layer's OUTPUT changes least: GPTQ order plus coordinate descent.
+
+For targets y and input patches x with second moments S = E[x x^T] and C = E[y x^T], every output row is a least-squares
+problem on the grid,
+
+    min_q  (q - m) S (q - m)^T,      m = C S^-1,
+
+with m = w where the targets are the layer's own outputs. Rounding column by column and letting the columns to come make
+up for the error (Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
+2023, algorithm 1) gives a good start; then each entry in turn is set to its best level with all others fixed
+(coordinate descent), which never raises the objective.
+
+Grids are given by their codes: an increasing array of levels in units of the row's scale, such as -7 ... 7, -1, 0, 1 or
+powers of two.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+__all__ = [
+    "Order",
+    "descend",
+    "gptq",
+    "integer_levels",
+    "least_squares_scale",
+    "nearest",
+    "output_error",
+    "power_levels",
+    "round_rows",
+    "search_scale",
+]
+
+Float = NDArray[np.float64]
+Order = Literal["activation", "natural"]
+
+# Columns that are worked on before the rest of the matrix hears of it.
+_BLOCK = 128
+# Multiples of the widest scale that are tried: at few bits the best one clips a good part of the tail.
+_RATIOS = np.linspace(1.0, 0.25, 61)
+
+
+def integer_levels(bits: int, *, symmetric: bool = True) -> Float:
+    """Codes of a signed integer type: -(2^(b-1) - 1) ... 2^(b-1) - 1; not symmetric: from -2^(b-1) on.
+
+    Raises:
+        ValueError: Fewer than 2 bits or more than 16.
+    """
+    if not 2 <= bits <= 16:
+        raise ValueError(f"{bits} bits, not 2 to 16")
+    top = 2 ** (bits - 1) - 1
+    return np.arange(-top if symmetric else -top - 1, top + 1, dtype=np.float64)
+
+
+def power_levels(bits: int) -> Float:
+    """Zero and the powers of two 1, 1/2, 1/4 ... of both signs that fit 2^bits codes (INQ, Zhou et al. 2017)."""
+    if bits < 2:
+        raise ValueError(f"{bits} bits, not 2 or more")
+    powers = 2.0 ** -np.arange(2 ** (bits - 1) - 1)
+    return np.concatenate([-powers, [0.0], powers[::-1]])
+
+
+def nearest(values: Float, levels: Float) -> Float:
+    """The level next to each value; ties go to the even code of an integer grid."""
+    if _is_integer_range(levels):
+        return np.clip(np.rint(values), levels[0], levels[-1])
+    middles = (levels[1:] + levels[:-1]) / 2
+    return levels[np.searchsorted(middles, values)]
+
+
+def output_error(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
+    """(q - m) S (q - m)^T of each row, [R], with q = codes * scales."""
+    rest = codes * scales[:, None] - target
+    return np.einsum("rd,rd->r", rest @ gram, rest)
+
+
+def search_scale(target: Float, levels: Float, gram: Float | None = None) -> Float:
+    """The scale of each row for which rounding to nearest errs least, [R], positive.
+
+    Args:
+        target: [R, d], finite.
+        levels: The codes.
+        gram: S, [d, d]; None: the identity, so that the weights' own error counts.
+    """
+    reach = max(-float(levels[0]), float(levels[-1]))
+    widest = np.abs(target).max(axis=1, initial=0.0) / reach
+    widest[widest <= np.finfo(np.float32).tiny] = 1.0 / reach
+    best, least = widest.copy(), np.full(len(target), np.inf)
+    for ratio in _RATIOS:
+        scale = widest * ratio
+        rest = nearest(target / scale[:, None], levels) * scale[:, None] - target
+        error = np.einsum("rd,rd->r", rest if gram is None else rest @ gram, rest)
+        better = error < least
+        best[better], least[better] = scale[better], error[better]
+    return best
+
+
+def least_squares_scale(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
+    """The best scale of each row for given codes, [R]: q S m / q S q; rows of zeros keep theirs."""
+    response = codes @ gram
+    power = np.einsum("rd,rd->r", response, codes)
+    wanted = np.einsum("rd,rd->r", response, target)
+    fits = (power > 0) & (wanted > 0)
+    return np.where(fits, wanted / np.where(power > 0, power, 1.0), scales)
+
+
+def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Order = "activation") -> Float:
+    """Round column by column, the error of each passed on to those that follow.
+
+    Args:
+        target: [R, d].
+        scales: [R], or [R, d] where columns have scales of their own (block-wise grids).
+        levels: The codes.
+        gram: S, [d, d], positive definite (damped).
+        order: ``activation``: columns of the largest input power first.
+
+    Returns:
+        The codes, [R, d].
+    """
+    d = target.shape[1]
+    columns = np.argsort(-np.diagonal(gram), kind="stable") if order == "activation" else np.arange(d)
+    inverse = scipy.linalg.inv(gram[np.ix_(columns, columns)], overwrite_a=True, check_finite=False)
+    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False, overwrite_a=True, check_finite=False)
+    steps = np.broadcast_to(scales[:, None] if scales.ndim == 1 else scales, target.shape)[:, columns].T.copy()
+    # Columns as rows: what is walked through is contiguous.
+    left = target[:, columns].T.copy()
+    codes = np.empty_like(left)
+    for start in range(0, d, _BLOCK):
+        stop = min(start + _BLOCK, d)
+        errors = np.empty((stop - start, len(target)))
+        for j in range(start, stop):
+            codes[j] = nearest(left[j] / steps[j], levels)
+            errors[j - start] = (left[j] - codes[j] * steps[j]) / upper[j, j]
+            left[j:stop] -= np.outer(upper[j, j:stop], errors[j - start])
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    result = np.empty_like(target)
+    result[:, columns] = codes.T
+    return result
+
+
+def descend(codes: Float, target: Float, scales: Float, levels: Float, gram: Float, *, sweeps: int = 4) -> Float:
+    """Set each entry in turn to its best level with all others fixed, until nothing moves or `sweeps` are over.
+
+    Arguments as for :func:`gptq`. The objective of no row rises.
+    """
+    d = target.shape[1]
+    codes = codes.T.copy()
+    steps = np.broadcast_to(scales[:, None] if scales.ndim == 1 else scales, target.shape).T.copy()
+    power = np.maximum(np.diagonal(gram), np.finfo(np.float64).tiny)
+    slope = gram @ (codes * steps - target.T)
+    for _ in range(sweeps):
+        moved = False
+        for start in range(0, d, _BLOCK):
+            stop = min(start + _BLOCK, d)
+            inner = gram[start:stop, start:stop]
+            local = slope[start:stop].copy()
+            moves = np.zeros_like(local)
+            for j in range(start, stop):
+                k = j - start
+                current = codes[j] * steps[j]
+                codes[j] = nearest((current - local[k] / power[j]) / steps[j], levels)
+                moves[k] = codes[j] * steps[j] - current
+                if moves[k].any():
+                    local += np.outer(inner[:, k], moves[k])
+            if moves.any():
+                moved = True
+                slope += gram[:, start:stop] @ moves
+        if not moved:
+            break
+    return np.ascontiguousarray(codes.T)
+
+
+def round_rows(
+    target: Float,
+    gram: Float,
+    levels: Float,
+    *,
+    scales: Float | None = None,
+    damping: float = 0.01,
+    order: Order = "activation",
+    sweeps: int = 4,
+    rounds: int = 2,
+) -> tuple[Float, Float]:
+    """Round a weight matrix to codes and one scale a row, so that the outputs change least.
+
+    The scales start where plain rounding errs least in the outputs and are refitted to the codes, each followed by
+    another descent, for `rounds` rounds; given scales stay.
+
+    Args:
+        target: m, [R, d]: the weight, or the least-squares solution for other targets.
+        gram: S, [d, d], symmetric and positive semidefinite.
+        levels: The codes.
+        scales: [R]; None: searched.
+        damping: What is added to the diagonal of S for the GPTQ sweep, in units of its mean.
+        order: Order of the columns in the GPTQ sweep.
+        sweeps: Sweeps of coordinate descent.
+        rounds: How often scales are refitted.
+
+    Returns:
+        The codes, [R, d], and the scales, [R].
+
+    Raises:
+        ValueError: Shapes that do not fit, or a damping below 0.
+    """
+    if gram.shape != (target.shape[1], target.shape[1]):
+        raise ValueError(f"a Gram of shape {gram.shape} does not fit a weight of shape {target.shape}")
+    if damping < 0:
+        raise ValueError(f"damping is {damping}, not 0 or more")
+    damped = _damped(gram, damping)
+    chosen = search_scale(target, levels, damped) if scales is None else scales
+    codes = gptq(target, chosen, levels, damped, order=order)
+    fitted = _damped(gram, 0.0)
+    codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
+    for _ in range(rounds if scales is None else 0):
+        chosen = least_squares_scale(codes, chosen, target, fitted)
+        codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
+    return codes, chosen
+
+
+def _damped(gram: Float, damping: float) -> Float:
+    """The Gram with a stronger diagonal; inputs that are always zero count as independent ones of mean power."""
+    diagonal = np.diagonal(gram)
+    mean = float(diagonal.mean())
+    result = gram.copy()
+    if mean <= 0:
+        np.fill_diagonal(result, 1.0)
+        return result
+    dead = diagonal <= 1e-12 * mean
+    result[np.diag_indices_from(result)] += np.where(dead, mean, (damping + 1e-9) * mean)
+    return result
+
+
+def _is_integer_range(levels: Float) -> bool:
+    return bool(np.array_equal(levels, np.arange(levels[0], levels[0] + len(levels))))
