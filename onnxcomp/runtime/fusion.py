@@ -47,9 +47,13 @@ class NodeFate:
     reason: str
 
 
-def fusion_proof(model: ir.Model) -> tuple[NodeFate, ...]:
+def fusion_proof(model: ir.Model, *, int8_kernels: bool = False) -> tuple[NodeFate, ...]:
     """Load the model in ONNX Runtime and report every weighted node, and every other node between Q and DQ, in graph
     order.
+
+    Args:
+        model: The model; not modified.
+        int8_kernels: Fuse int8 activations as ORT does on ARM; see :func:`open_session`.
 
     Raises:
         ModelError: The runtime cannot load the model.
@@ -60,7 +64,7 @@ def fusion_proof(model: ir.Model) -> tuple[NodeFate, ...]:
     if _constant_bytes(model) > _DUMP_LIMIT:
         reason = "not looked at: the model is over 2 GB, and the runtime's graph cannot be dumped"
         return tuple(NodeFate(_name(n), n.op_type, "", False, reason) for n in watched)
-    kernels = _Kernels(_optimised(model))
+    kernels = _Kernels(_optimised(model, int8_kernels))
     number = {node: i for i, node in enumerate(_nodes(model))}
     fates = ((node, _fate(node, kernels, number)) for node in watched)
     return tuple(fate for node, fate in fates if node.op_type not in _ACTIVATIONS or fate.kernel == node.op_type)
@@ -117,7 +121,7 @@ def _constant_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def _optimised(model: ir.Model) -> ir.Model:
+def _optimised(model: ir.Model, int8_kernels: bool) -> ir.Model:
     """The runtime's graph of the model, every name made from ``@number@`` of the node in :func:`_nodes`."""
     copy = model.clone()
     for i, node in enumerate(_nodes(copy)):
@@ -127,7 +131,7 @@ def _optimised(model: ir.Model) -> ir.Model:
                 value.name = f"@{i}@{k}"
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder) / "optimised.onnx"
-        open_session(copy, optimize="all", dump=dump)
+        open_session(copy, optimize="all", dump=dump, int8_kernels=int8_kernels)
         optimised = ir.load(dump)
         for value in optimised.graph.initializers.values():
             value.const_value = None  # external data of the dump goes with the folder

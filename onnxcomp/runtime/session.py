@@ -58,6 +58,7 @@ def open_session(
     optimize: Optimize = "all",
     dump: Path | None = None,
     arena: bool = True,
+    int8_kernels: bool = False,
 ) -> ort.InferenceSession:
     """Open a session on the CPU.
 
@@ -71,6 +72,8 @@ def open_session(
         optimize: How far ORT rewrites the graph at load.
         dump: Write ORT's optimised graph there.
         arena: Keep freed buffers for the next run: faster. False returns them to the system: the smallest peak memory.
+        int8_kernels: Let int8 activations into integer kernels as they are, which is what ORT does on ARM; on x86 it
+            would rewrite them to uint8 where it can.
 
     Raises:
         ModelError: ORT cannot load the model; the message carries ORT's own sentence.
@@ -83,6 +86,8 @@ def open_session(
     options.graph_optimization_level = _LEVELS[optimize]
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if int8_kernels:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     if dump is not None:
         options.optimized_model_filepath = str(dump)
     if isinstance(model, ir.Model):
