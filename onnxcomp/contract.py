@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxcomp.calibration.gram import PatchGram
+    from onnxcomp.calibration.statistics import Statistics
     from onnxcomp.data import Feeds
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site
@@ -135,6 +136,7 @@ class Context:
             on the outputs of the model, even if that takes a while.
         replay: Site name to the choice recorded in an earlier run for the running pass; when set, nothing is timed.
         workdir: A temporary directory for spills; removed at the end of the run.
+        statistics: What an earlier calibration learned of the canonical model's tensors; None where there is none.
     """
 
     target: Target
@@ -150,6 +152,7 @@ class Context:
     followers: tuple[Pass, ...] = ()
     budgeted: bool = False
     replay: Mapping[str, Mapping[str, Value]] | None = None
+    statistics: Statistics | None = None
 
     def rehearsed(self, model: ir.Model) -> ir.Model:
         """The model roughly as the passes after the running one would leave it, for timing."""

@@ -9,11 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcomp.calibration.ranges import collect_histograms, collect_means
 from onnxcomp.contract import Context, PassReport
 from onnxcomp.data import Feeds
-from onnxcomp.data.inputs import model_inputs
-from onnxcomp.errors import DataError, InputError
+from onnxcomp.errors import InputError
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes
@@ -21,11 +19,11 @@ from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
 from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
+from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
 from onnxcomp.quantize.parameters import Parameters, affine
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
 from onnxcomp.quantize.trial import output_errors
-from onnxcomp.quantize.watch import watched
 from onnxcomp.quantize.weighted import already_quantized
 from onnxcomp.targets.target import Scheme
 
@@ -33,8 +31,6 @@ __all__ = ["quantize", "rehearse"]
 
 Means = Mapping[str, NDArray[np.float64]]
 
-# Means settle much sooner than ranges do.
-_MEAN_SAMPLES = 64
 _TRIAL_SAMPLES = 64
 # What ``auto`` chooses from, for all its tensors alike.
 _TRIED: tuple[Method, ...] = ("mse", "minmax")
@@ -52,15 +48,15 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     skips = (*plan.skips, *placement.undone(plan))
     if not plan.weighted:
         return PassReport(skips=skips, notes=("nothing to quantize",))
-    feeds = _feeds(model, context)
-    layers = replace(layers, synthetic=feeds.synthetic)
-    histograms = _histograms(model, plan, feeds, layers)
-    means = _means(model, plan, feeds, layers)
+    observed = observe(model, plan, context, samples=layers.whole.samples)
+    layers = replace(layers, synthetic=observed.synthetic)
+    histograms = {root: observed.histograms[root] for root in plan.roots}
+    means = _means(plan, observed, layers)
     tried = _ranges(plan, histograms, layers)
     known: WeightCache = {}
     ranges = tried[0]
-    if len(tried) > 1:
-        ranges = tried[_closest(model, placement, feeds, tried, layers, means, known)]
+    if len(tried) > 1 and observed.feeds is not None:
+        ranges = tried[_closest(model, placement, observed.feeds, tried, layers, means, known)]
     parameters = _parameters(plan, ranges)
     errors = predicted_errors(
         plan,
@@ -69,18 +65,18 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         lambda w: quantized_weight(w, layers.rules(w.node), known),
         lambda node: means if layers.rules(node).corrected else {},
     )
-    if context.budgeted:
+    if context.budgeted and observed.feeds is not None:
         alone = measured_errors(
             model,
             placement,
             parameters,
             lambda copy, part, own: emit(copy, part, own, layers.rules, means, known=known),
-            feeds,
+            observed.feeds,
             threads=context.threads,
         )
         errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
-    notes = _notes(plan, feeds, layers, means)
+    notes = (*observed.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
     emit(model, plan, parameters, layers.rules, means, known=known)
     return PassReport(changed, skips, notes)
 
@@ -98,23 +94,6 @@ def _scheme(context: Context) -> Scheme:
     if context.target.scheme is None:
         raise InputError(context.target.no_int8)
     return context.target.scheme
-
-
-def _feeds(model: ir.Model, context: Context) -> Feeds:
-    feeds = context.data if context.data is not None else context.stand_in
-    if feeds is None:
-        flags = " ".join(wanted.shapes_flag() for wanted in model_inputs(model) if wanted.free)
-        made_up = f", or {flags} so that data can be made up" if flags else ""
-        raise DataError(f"int8 needs calibration data: give --data{made_up}")
-    return feeds
-
-
-def _histograms(model: ir.Model, plan: Plan, feeds: Feeds, layers: Layers) -> dict[str, Histogram]:
-    seen, names = watched(model, plan)
-    found = collect_histograms(
-        seen, list(names.values()), feeds, threads=layers.context.threads, limit=layers.whole.samples
-    )
-    return {root: found[name] for root, name in names.items()}
 
 
 def _ranges(plan: Plan, histograms: Mapping[str, Histogram], layers: Layers) -> list[dict[str, Range]]:
@@ -138,16 +117,11 @@ def _parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Parameters
     return {name: affine(r.low, r.high, plan.tensors[name].limits) for name, r in ranges.items()}
 
 
-def _means(model: ir.Model, plan: Plan, feeds: Feeds, layers: Layers) -> Means:
+def _means(plan: Plan, observed: Observed, layers: Layers) -> Means:
     """Channel means of the inputs of the nodes whose biases are to be corrected."""
-    names = [
-        w.node.inputs[0].name
-        for w in plan.weighted
-        if w.node.op_type != "MatMul" and w.node.inputs[0] is not None and layers.rules(w.node).corrected
-    ]
-    limit = min(layers.whole.samples or _MEAN_SAMPLES, _MEAN_SAMPLES)
-    wanted = [name for name in dict.fromkeys(names) if name]
-    return collect_means(model, wanted, feeds, threads=layers.context.threads, limit=limit) if wanted else {}
+    corrected = [w.node.inputs[0] for w in plan.weighted if layers.rules(w.node).corrected]
+    wanted = {v.name for v in corrected if v is not None}
+    return {name: means for name, means in observed.means.items() if name in wanted}
 
 
 def _closest(
@@ -170,12 +144,14 @@ def _closest(
     return int(np.argmin(errors))
 
 
-def _notes(plan: Plan, feeds: Feeds, layers: Layers, means: Means) -> tuple[str, ...]:
+def _notes(plan: Plan, observed: Observed, layers: Layers, means: Means, *, undecided: bool) -> tuple[str, ...]:
     notes: list[str] = []
+    if undecided and observed.feeds is None:
+        notes.append(f"calibration=auto took {_TRIED[0]}: to compare rules takes data; give --data as well")
     if means:
-        count = min(len(feeds), layers.whole.samples or _MEAN_SAMPLES, _MEAN_SAMPLES)
+        count = min(observed.samples, MEAN_SAMPLES)
         notes.append(f"biases make up for the weights' rounding, from channel means over {count} samples")
-    if feeds.synthetic:
+    if observed.synthetic:
         notes.append("int8 was calibrated on made-up data: accuracy is unknown")
     seven = [w for w in plan.weighted if layers.rules(w.node).bits == 7]
     if any(layers.settings(w.node).reduce_range == "auto" for w in seven):

@@ -8,50 +8,66 @@ large a.) The residual Adds of a ResNet are of this form; the branch's negative 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from onnxcomp.graph.edit import unique_name
-from onnxcomp.quantize.placement import Plan
+from onnxcomp.graph.sites import is_default_domain
+from onnxcomp.quantize.rules import guaranteed
 
 __all__ = ["watched"]
 
 
-def watched(model: ir.Model, plan: Plan) -> tuple[ir.Model, dict[str, str]]:
-    """Return a model in which to watch the plan's roots, and the name of the tensor to watch for each root.
+def watched(model: ir.Model, tensors: Iterable[str]) -> tuple[ir.Model, dict[str, str]]:
+    """Return a model in which to watch tensors, and for each the name of the tensor to watch in its place.
 
     The model is `model` itself or a clone of it with a few nodes more.
     """
-    names = {root: root for root in plan.roots}
-    partners = {root: other for root in plan.roots if (other := _partner(plan, root)) is not None}
+    names = {name: name for name in tensors}
+    values = _values(model)
+    partners = {name: other for name in names if (other := _partner(values[name])) is not None}
     if not partners:
         return model, names
     copy = model.clone()
-    values = {v.name: v for node in copy.graph for v in node.outputs} | {v.name: v for v in copy.graph.inputs}
-    for root, other in partners.items():
-        value = values[root]
+    values = _values(copy)
+    for name, other in partners.items():
+        value = values[name]
         adder = next(user for user, _ in value.uses())
         positive = ir.node("Relu", [values[other]])
         negated = ir.node("Neg", [positive.outputs[0]])
         counting = ir.node("Max", [value, negated.outputs[0]])
         for node in (positive, negated, counting):
-            node.outputs[0].name = unique_name(copy.graph, f"{root}.{node.op_type}")
+            node.outputs[0].name = unique_name(copy.graph, f"{name}.{node.op_type}")
             node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
         copy.graph.insert_before(adder, [positive, negated, counting])
-        names[root] = counting.outputs[0].name or root
+        names[name] = counting.outputs[0].name or name
     return copy, names
 
 
-def _partner(plan: Plan, root: str) -> str | None:
-    """The tensor that is added to `root` right before a Relu, if nothing else reads `root`."""
-    value = plan.tensors[root].value
-    uses = list(value.uses())
-    if len(uses) != 1 or uses[0][0].op_type != "Add" or value.is_graph_output():
+def _values(model: ir.Model) -> dict[str | None, ir.Value]:
+    return {v.name: v for v in (*model.graph.inputs, *(out for node in model.graph for out in node.outputs))}
+
+
+def _partner(value: ir.Value) -> str | None:
+    """The tensor that is added to `value` right before a Relu, if nothing else reads `value`."""
+    adder = _only_reader(value)
+    if adder is None or not is_default_domain(adder, "Add"):
         return None
-    adder, index = uses[0]
-    results = plan.outputs.get(adder, [])
-    if len(results) != 1 or plan.tensors[results[0].name or ""].limits.low != 0.0:
+    activation = _only_reader(adder.outputs[0])
+    if activation is None or not is_default_domain(activation, "Relu", "Clip"):
         return None
-    other = adder.inputs[1 - index]
+    limits = guaranteed(activation)
+    if limits is None or limits.low != 0.0:
+        return None
+    other = adder.inputs[1] if adder.inputs[0] is value else adder.inputs[0]
     # Broadcasting would count a value once for every place it goes to.
     same = other is not None and value.shape is not None and value.shape == other.shape
     return other.name if same and other is not None else None
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0][0].graph is not value.graph:
+        return None
+    return uses[0][0]
