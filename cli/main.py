@@ -16,6 +16,7 @@ from types import FrameType
 
 import click
 
+from onnxcomp.cli.checking import check
 from onnxcomp.cli.comparison import compare
 from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, inspect, passes, compare):
+for _command in (optimize, inspect, passes, compare, check):
     cli.add_command(_command)
 
 

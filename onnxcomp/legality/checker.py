@@ -1,0 +1,45 @@
+"""Check a model against the rules of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import onnx_ir as ir
+
+from onnxcomp.legality.finding import Finding, Rule, Subject
+from onnxcomp.runtime.fusion import NodeFate
+from onnxcomp.targets.target import Target, load_target
+
+__all__ = ["check_model", "rules_of"]
+
+
+def rules_of(target: Target) -> tuple[Rule, ...]:
+    """The rules of a target, in the order in which they are reported."""
+    module = import_module(f"onnxcomp.legality.{target.name.replace('-', '_')}")
+    rules: tuple[Rule, ...] = module.RULES
+    return rules
+
+
+def check_model(
+    model: ir.Model, target: Target | str, *, fates: Sequence[NodeFate] | None = None
+) -> tuple[Finding, ...]:
+    """Return every place where a model breaks a rule of the runtime it is for; errors first.
+
+    Args:
+        model: The model; not modified. Shapes of its values, where the rules need them, are read from it.
+        target: The target or its name.
+        fates: What :func:`onnxcomp.runtime.fusion.fusion_proof` says of the model on the target's own kind of machine,
+            if the caller has it; the model is then not loaded again.
+
+    Raises:
+        InputError: No target has that name, or a table that ORT ships with its tools is missing.
+    """
+    aim = load_target(target) if isinstance(target, str) else target
+    subject = Subject(model, aim, None if fates is None else tuple(fates))
+    rules = rules_of(aim)
+    found = [Finding(r.severity, b.node, r.name, b.message, b.remedy) for r in rules for b in r.find(subject)]
+    general = {rule.name for rule in rules if rule.general}
+    told = {finding.node for finding in found if finding.rule not in general}
+    kept = [finding for finding in found if finding.rule not in general or finding.node not in told]
+    return tuple(sorted(kept, key=lambda finding: finding.severity != "error"))
