@@ -16,6 +16,7 @@ from types import FrameType
 
 import click
 
+from onnxcomp.cli.calibration import calibrate
 from onnxcomp.cli.checking import check
 from onnxcomp.cli.comparison import compare
 from onnxcomp.cli.inspection import inspect
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, inspect, passes, compare, check):
+for _command in (optimize, calibrate, inspect, passes, compare, check):
     cli.add_command(_command)
 
 

@@ -31,6 +31,7 @@ _NO_PASSES = "no passes given: name some with -p, or in a recipe under 'passes:'
 @click.option("--target", metavar="T", help="Runtime the model is for.  [default: ort-x86]")
 @click.option("--data", metavar="D", help="Calibration data: .npz, .npy, a folder of images, or module:function.")
 @click.option("--eval", metavar="E", help="Data to measure on, likewise; with labels, accuracy.")
+@click.option("--stats", metavar="STATS", help="Statistics of IN from 'onnxcomp calibrate', in place of data.")
 @click.option("--objective", metavar="O", help="What has to improve: latency, size or macs.  [default: latency]")
 @click.option("--max-drop", type=float, metavar="X", help="Most that accuracy may drop, in percentage points.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Least signal-to-noise ratio of the worst output, in dB.")
@@ -131,6 +132,7 @@ def _run(model: str, recipe: Recipe, quiet: bool) -> Result:
             recipe.build(),
             data=recipe.data,
             eval=recipe.eval,
+            stats=recipe.stats,
             target=recipe.target,
             objective=recipe.objective,
             exclude=recipe.exclude,

@@ -17,7 +17,8 @@ import onnx_ir as ir
 from onnxcomp import modelio
 from onnxcomp.backoff import Outcome, within_budget
 from onnxcomp.budget import Budget
-from onnxcomp.contract import Context, Objective, Override, Pass
+from onnxcomp.calibration.statistics import Statistics, load_statistics
+from onnxcomp.contract import Context, Objective, Override, Pass, SitePass
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Preprocess
 from onnxcomp.errors import InputError, ModelError
@@ -60,6 +61,7 @@ def optimize(
     *,
     data: Any = None,
     eval: Any = None,  # noqa: A002 - the name of the contract
+    stats: str | Path | Statistics | None = None,
     target: str = "ort-x86",
     objective: Objective = "latency",
     exclude: Sequence[str] = (),
@@ -82,6 +84,7 @@ def optimize(
         data: Calibration data: a path (.npz, .npy, folder of images, ``module:function``), arrays by input name, a
             callable or Feeds. None: synthetic samples stand in, and accuracy is unknown.
         eval: Evaluation data, likewise; with labels for accuracy.
+        stats: Statistics of this model (``onnxcomp calibrate``), or their file: int8 takes its ranges from them.
         target: The runtime the model is for.
         objective: What a rewrite has to improve to be kept.
         exclude: Globs of node names that no pass may touch.
@@ -107,18 +110,30 @@ def optimize(
         raise InputError(f"no objective {objective!r}; there are {', '.join(get_args(Objective))}")
     aim = load_target(target)
     budget = Budget(max_drop, min_sqnr)
-    intake = take_in(model, DataOptions(data, eval, preprocess, shapes, require_data, seed))
+    statistics = load_statistics(stats) if isinstance(stats, str | Path) else stats
+    needed = require_data and statistics is None
+    intake = take_in(model, DataOptions(data, eval, preprocess, shapes, needed, seed))
     if max_drop is not None and (intake.scored is None or intake.scored.labels is None):
         raise InputError("--max-drop needs labelled evaluation data; give --eval with labels, or use --min-sqnr")
     tell = progress or _silent
     tell("canonicalise")
     start = intake.model.clone()
     log = Log() if chosen[:1] and chosen[0].canonicalises else canonicalise(start)
+    if statistics is not None:
+        _check_statistics(statistics, start, str(stats) if isinstance(stats, str | Path) else "stats")
     recorded = None if replay is None else tuple(replay)
     plan = Plan(chosen, tuple(tuple(o) for o in overrides), recorded, progress=progress)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
-            aim, Path(folder), objective, intake.data, intake.stand_in, seed, threads, exclude=tuple(exclude)
+            aim,
+            Path(folder),
+            objective,
+            intake.data,
+            intake.stand_in,
+            seed,
+            threads,
+            exclude=tuple(exclude),
+            statistics=statistics,
         )
         outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")
@@ -141,20 +156,49 @@ def optimize(
             require_data=require_data or None,
             data=str(data) if isinstance(data, str | Path) else None,
             eval=str(eval) if isinstance(eval, str | Path) else None,
+            stats=str(stats) if isinstance(stats, str | Path) else None,
         ),
-        data=intake.describe(),
-        synthetic=intake.data is None,
+        data=_described(intake, statistics),
+        synthetic=intake.data is None and statistics is None,
         folded=log.lines,
         steps=outcome.steps,
         before=replace(_snapshot(intake.model, before), cost=model_cost(start)),
         after=_snapshot(outcome.model, after),
         speedup=speedup,
         fates=fusion_proof(outcome.model) if aim.host else (),
-        warnings=(*intake.warnings, *log.remarks, *idle_globs(intake.model, exclude, overrides), *warnings),
+        warnings=(
+            *intake.warnings,
+            *log.remarks,
+            *_dataless(chosen, intake, statistics),
+            *idle_globs(intake.model, exclude, overrides),
+            *warnings,
+        ),
         failures=outcome.failures,
     )
     _stamp(outcome.model, report)
     return Result(outcome.model, replace(report, after=_snapshot(outcome.model, after)))
+
+
+def _check_statistics(statistics: Statistics, start: ir.Model, source: str) -> None:
+    canonical = start.clone()
+    canonicalise(canonical)  # a pipeline that begins with fold does it later
+    statistics.check(canonical, source)
+
+
+def _described(intake: Intake, statistics: Statistics | None) -> str:
+    """One line about what calibrated the run."""
+    if statistics is None:
+        return intake.describe()
+    taken = f"statistics of {statistics.data}"
+    return taken if intake.data is None else f"{taken}; {intake.describe()}"
+
+
+def _dataless(passes: Sequence[Pass], intake: Intake, statistics: Statistics | None) -> list[str]:
+    """What the user should know where there are statistics and a pass would have used the data themselves."""
+    if statistics is None or intake.data is not None:
+        return []
+    blind = dict.fromkeys(item.name for item in passes if isinstance(item, SitePass))
+    return [f"{name} saw the weights alone: statistics hold no samples; give --data as well" for name in blind]
 
 
 def _silent(line: str) -> None:
@@ -238,6 +282,6 @@ def _stamp(model: ir.Model, report: PipelineReport) -> None:
         if not any(step.kept and step.report.changes for step in report.steps):
             return
         model.metadata_props[EARLIER] = earlier
-    recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval")}
+    recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval", "stats")}
     model.metadata_props[VERSION] = report.version
     model.metadata_props[RECIPE] = json.dumps({**recipe, "choices": report.choices}, sort_keys=True)

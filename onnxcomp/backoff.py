@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxcomp.budget import Budget
 from onnxcomp.contract import Context
+from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import evaluate
 from onnxcomp.intake import Intake
@@ -54,7 +55,7 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
         InputError: There is a budget and nothing to measure it on.
     """
     outcome = Outcome(*run_passes(start, plan, replace(context, budgeted=bool(budget))))
-    judge = _Judge.of(intake, plan, budget)
+    judge = _Judge.of(intake, plan, budget, context.statistics is not None)
     if judge is None:
         return outcome
     failures = judge.failures(outcome.model)
@@ -70,22 +71,23 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
 class _Judge:
     """Measures a model against the original and says which limits do not hold."""
 
-    def __init__(self, intake: Intake, budget: Budget, limit: int | None) -> None:
-        feeds = intake.scored or intake.feeds
+    def __init__(self, intake: Intake, feeds: Feeds | None, budget: Budget, limit: int | None) -> None:
         if feeds is None:
             raise InputError("an accuracy budget needs data to measure on; give --eval or --data")
         self._budget, self._original, self._feeds, self._limit = budget, intake.model, feeds, limit
         self._before = evaluate(intake.model, feeds, limit=limit)
 
     @classmethod
-    def of(cls, intake: Intake, plan: Plan, budget: Budget) -> _Judge | None:
+    def of(cls, intake: Intake, plan: Plan, budget: Budget, statistics: bool) -> _Judge | None:
         """The judge of the user's budget, of the implied one, or None where nothing is to be held."""
+        # Ranges of real data do not suit made-up samples: what these say then is no verdict.
+        feeds = intake.data if statistics else intake.feeds
         if budget:
-            return cls(intake, budget, None)
-        if intake.feeds is None or plan.replay is not None or any(item.explicit() for item in plan.passes):
+            return cls(intake, intake.scored or feeds, budget, None)
+        if feeds is None or plan.replay is not None or any(item.explicit() for item in plan.passes):
             return None
         try:
-            return cls(intake, Budget(min_sqnr=Budget.GARBAGE_DB), _PROBED)
+            return cls(intake, intake.scored or feeds, Budget(min_sqnr=Budget.GARBAGE_DB), _PROBED)
         except ModelError:  # outputs that cannot be compared hold no implied limit; the report says so
             return None
 

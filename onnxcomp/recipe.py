@@ -64,6 +64,7 @@ class Recipe:
         passes: The passes, in order.
         data: Calibration data.
         eval: Labelled data to measure accuracy on.
+        stats: Statistics file of the model, from ``onnxcomp calibrate``.
         target: The runtime to compress for.
         objective: What a rewrite has to improve to be kept.
         max_drop: Largest loss of accuracy allowed, in percentage points.
@@ -79,6 +80,7 @@ class Recipe:
     passes: tuple[RecipePass, ...] = ()
     data: str | None = None
     eval: str | None = None
+    stats: str | None = None
     target: str = "ort-x86"
     objective: Objective = "latency"
     max_drop: Annotated[float | None, Bounds(0, 100)] = None
