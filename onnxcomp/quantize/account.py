@@ -40,12 +40,12 @@ def changes(
         facts = _facts(plan, w.node, ranges, parameters)
         rules = rules_of(w.node)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
-        summary = f"{w.node.op_type}, uint8 x int8, {channels} weight scales"
+        summary = f"{w.node.op_type}, {plan.scheme.activation} x int8, {channels} weight scales"
         yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts)
     for other in plan.others:
         nothing = Cost(0, 0, 0)
         facts = _facts(plan, other.node, ranges, parameters)
-        summary = f"{other.node.op_type} on uint8"
+        summary = f"{other.node.op_type} on {plan.scheme.activation}"
         yield Change(other.site, summary, nothing, nothing, error=errors[other.node], facts=facts)
 
 
@@ -86,9 +86,9 @@ def _weighted_cost(w: Weighted) -> Cost:
     assert w.weight.const_value is not None
     weights = w.weight.const_value.size
     biases = w.bias.const_value.size if w.bias is not None and w.bias.const_value is not None else 0
-    shape = static_shape(w.node.outputs[0])
+    shape = static_shape(w.node.inputs[0] if w.node.op_type == "ConvTranspose" else w.node.outputs[0])
     # At batch 1: a convolution reads each weight once a position, a matrix product once a row.
-    positions = shape[2:] if w.node.op_type == "Conv" else shape[1:-1]
+    positions = shape[2:] if "Conv" in w.node.op_type else shape[1:-1]
     known = [d for d in positions if d is not None]
     macs = weights * prod(known) if shape and len(known) == len(positions) else None
     return Cost(weights + biases, macs, 4 * (weights + biases))

@@ -71,7 +71,7 @@ def emit(
     writer = Writer(model.graph, pass_name)
     biases = [_bias(w) for w in plan.weighted]
     scales = [parameters[plan.root_of(w.node.inputs[0])].scale for w in plan.weighted]
-    floors = _floors(plan.weighted, biases, scales)
+    floors = _floors(plan.weighted, biases if plan.scheme.bias == "int32" else [None] * len(biases), scales)
     cache: WeightCache = {} if known is None else known
     rules = [rules_of(w.node) for w in plan.weighted]
     weights = [
@@ -90,7 +90,10 @@ def emit(
     for w, rule, bias, shift, scale, weight in zip(plan.weighted, rules, biases, shifts, scales, weights, strict=True):
         writer.write_weight(w, _key(w, rule), weight)
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
-        if corrected is not None:
+        if plan.scheme.bias == "float32":
+            if shift is not None and corrected is not None:
+                writer.write_float_bias(w, corrected)
+        elif corrected is not None:
             writer.write_bias(w, corrected, scale, weight)
     drop_unused(model.graph, [v for w in plan.weighted for v in (w.weight, w.bias) if v is not None])
 
@@ -132,7 +135,7 @@ def _shift(
         source is None
         or source.name is None
         or source.name not in means
-        or w.node.op_type == "MatMul"
+        or w.node.op_type in ("MatMul", "ConvTranspose")
         or w.weight.const_value is None
     ):
         return None

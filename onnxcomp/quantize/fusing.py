@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxcomp.contract import Skip
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.quantize.emit import RulesOf, WeightCache, WeightRules, emit
-from onnxcomp.quantize.parameters import affine
+from onnxcomp.quantize.parameters import parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.weights import QuantizedWeight
 from onnxcomp.runtime.fusion import fusion_proof
@@ -43,7 +43,8 @@ class Placement:
         # Both by the node's position in the graph, so that they hold for clones too.
         self._closed: set[int] = set()
         self._undone: dict[int, Skip] = {}
-        while unfused := self._unfused(model):
+        # What does not fuse pairs around operators is not to be judged by this runtime.
+        while scheme.pairs == "groups" and (unfused := self._unfused(model)):
             new = {i for i in unfused if self._may_close(model, i)} - self._closed
             self._closed |= new
             self._undone |= {i: skip for i, skip in unfused.items() if i not in new}
@@ -81,7 +82,7 @@ class Placement:
             node.name = name
         emit_made_up(copy, plan)
         unfused: dict[int, Skip] = {}
-        for fate in fusion_proof(copy):
+        for fate in fusion_proof(copy, int8_kernels=self._scheme.activation == "int8"):
             # Without a kernel of its own, it is not known to run in float (or not to run at all).
             if fate.integer or not fate.kernel or fate.node not in sites:
                 continue
@@ -99,7 +100,7 @@ def emit_made_up(model: ir.Model, plan: Plan, rules_of: RulesOf | None = None) -
         plan: Where to quantize.
         rules_of: How weights become int8; None: they become zeros, which costs no time.
     """
-    made_up = {name: affine(-1.0, 1.0, plan.tensors[name].limits) for name in plan.roots}
+    made_up = {name: parameters_for(plan.scheme, -1.0, 1.0, plan.tensors[name].limits) for name in plan.roots}
     known: WeightCache = {}
     if rules_of is None:
         for w in plan.weighted:

@@ -20,7 +20,7 @@ from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
-from onnxcomp.quantize.parameters import Parameters, affine
+from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
 from onnxcomp.quantize.trial import output_errors
@@ -69,7 +69,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         alone = measured_errors(
             model,
             placement,
-            parameters,
+            as_run_here(plan.scheme, parameters),
             lambda copy, part, own: emit(copy, part, own, layers.rules, means, known=known),
             observed.feeds,
             threads=context.threads,
@@ -106,15 +106,20 @@ def _ranges(plan: Plan, histograms: Mapping[str, Histogram], layers: Layers) -> 
     for name, histogram in histograms.items():
         own = layers.settings(makers.get(name) or plan.tensors[name].readers[0])
         if own.calibration != "auto":
-            settled[name] = choose_range(histogram, own.calibration, percent=own.percentile)
+            settled[name] = _range(plan, histogram, own.calibration, own.percentile)
     free = [name for name in histograms if name not in settled]
     if not free:
         return [settled]
-    return [settled | {name: choose_range(histograms[name], method) for name in free} for method in _TRIED]
+    return [settled | {name: _range(plan, histograms[name], method) for name in free} for method in _TRIED]
+
+
+def _range(plan: Plan, histogram: Histogram, method: Method, percent: float = 99.99) -> Range:
+    scheme = plan.scheme
+    return choose_range(histogram, method, percent=percent, levels=scheme.levels, symmetric=scheme.symmetric)
 
 
 def _parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Parameters]:
-    return {name: affine(r.low, r.high, plan.tensors[name].limits) for name, r in ranges.items()}
+    return {name: parameters_for(plan.scheme, r.low, r.high, plan.tensors[name].limits) for name, r in ranges.items()}
 
 
 def _means(plan: Plan, observed: Observed, layers: Layers) -> Means:
@@ -138,7 +143,7 @@ def _closest(
     for ranges in tried:
         copy = model.clone()
         plan = placement.of(copy)
-        emit(copy, plan, _parameters(plan, ranges), layers.rules, means, known=known)
+        emit(copy, plan, as_run_here(plan.scheme, _parameters(plan, ranges)), layers.rules, means, known=known)
         models.append(copy)
     errors = output_errors(model, models, feeds, limit=_TRIAL_SAMPLES, threads=layers.context.threads)
     return int(np.argmin(errors))

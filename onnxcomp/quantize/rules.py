@@ -8,6 +8,7 @@ from math import inf
 import onnx_ir as ir
 
 from onnxcomp.quantize.parameters import Limits
+from onnxcomp.targets.target import Scheme
 
 __all__ = ["can_join", "guaranteed"]
 
@@ -22,8 +23,11 @@ def guaranteed(node: ir.Node) -> Limits | None:
     return Limits(low, high)
 
 
-def can_join(node: ir.Node) -> bool:
+def can_join(node: ir.Node, scheme: Scheme) -> bool:
     """Whether the attributes of a node of the scheme are such that it can be computed on integers."""
+    kernel = node.attributes.get_ints("kernel_shape", ())
+    if kernel and len(kernel) not in scheme.conv_ranks:
+        return False
     return _CONDITIONS.get(node.op_type, _always)(node)
 
 

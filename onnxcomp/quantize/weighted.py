@@ -60,7 +60,7 @@ def weighted_or_reason(node: ir.Node, scheme: Scheme) -> Weighted | str:
         return "its data input is a constant"
     if not (node.outputs[0].uses() or node.outputs[0].is_graph_output()):
         return "its output is not used"
-    axis = _channel_axis(node, weight)
+    axis = _channel_axis(node, weight, scheme)
     if isinstance(axis, str):
         return axis
     if bias is not None and node.op_type == "Gemm" and not _is_row(bias, weight, axis):
@@ -85,12 +85,16 @@ def _unfit(what: str, value: ir.Value) -> str | None:
     return None
 
 
-def _channel_axis(node: ir.Node, weight: ir.Value) -> int | str:
+def _channel_axis(node: ir.Node, weight: ir.Value, scheme: Scheme) -> int | str:
     """The weight's axis of output channels, or why there is none that an integer kernel takes."""
     assert weight.const_value is not None
     rank = len(weight.const_value.shape)
-    if node.op_type == "Conv":
-        return 0 if rank >= 3 else "the weight has no spatial axis"
+    if node.op_type in ("Conv", "ConvTranspose"):
+        if rank < 3:
+            return "the weight has no spatial axis"
+        if rank - 2 not in scheme.conv_ranks:
+            return f"the runtime has no integer kernel for a convolution of {rank - 2} spatial axes"
+        return 0 if node.op_type == "Conv" else 1
     if rank != 2:
         return f"the weight has {rank} axes; integer kernels take 2"
     if node.op_type == "MatMul":

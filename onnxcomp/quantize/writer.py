@@ -47,7 +47,7 @@ class Writer:
                 self._node("QuantizeLinear", [value, scale, zero], f"{name}.quantize", f"{name}.quantized", origin)
             )
             stored = made[0].outputs[0]
-        stored.type = ir.TensorType(ir.DataType.UINT8)
+        stored.type = ir.TensorType(ir.DataType.UINT8 if parameters.dtype == "uint8" else ir.DataType.INT8)
         made.append(
             self._node("DequantizeLinear", [stored, scale, zero], f"{name}.dequantize", f"{name}.dequantized", origin)
         )
@@ -121,16 +121,23 @@ class Writer:
             w.node.resize_inputs(3)
         w.node.replace_input_with(2, node.outputs[0])
 
+    def write_float_bias(self, w: Weighted, bias: NDArray[np.float32]) -> None:
+        """Give a node a bias in floating point."""
+        name = (w.bias.name if w.bias is not None else None) or f"{w.site}.bias"
+        if len(w.node.inputs) < 3:
+            w.node.resize_inputs(3)
+        w.node.replace_input_with(2, self._initializer(f"{name}.corrected", bias))
+
     def _scale(self, root: str, parameters: Parameters) -> ir.Value:
         if root not in self._scales:
             self._scales[root] = self._initializer(f"{root}.scale", np.array(parameters.scale, np.float32))
         return self._scales[root]
 
     def _zero_point(self, parameters: Parameters) -> ir.Value:
-        key = ("uint8", parameters.zero_point, 0)
+        key = (parameters.dtype, parameters.zero_point, 0)
         if key not in self._constants:
             self._constants[key] = self._initializer(
-                f"zero_point.{parameters.zero_point}", np.array(parameters.zero_point, np.uint8)
+                f"zero_point.{parameters.zero_point}", np.array(parameters.zero_point, parameters.dtype)
             )
         return self._constants[key]
 

@@ -11,5 +11,8 @@ TARGET = Target(
     title="ONNX Runtime's CoreML provider",
     machines=frozenset(),
     scheme=None,
-    no_int8="the CoreML provider has no quantized operators: an int8 model would run on the CPU; leave out int8",
+    no_int8=(
+        "the CoreML provider has no quantized operators, so that an int8 model would run on the CPU;"
+        " leave out int8: for coreml there are structural passes (tucker2 ...) and fp16"
+    ),
 )

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from onnxcomp.targets.target import Scheme, Target
 
-__all__ = ["TARGET"]
+__all__ = ["SCHEME", "TARGET"]
 
+SCHEME = Scheme(
+    activation="uint8",
+    symmetric=False,
+    weighted=frozenset({"Conv", "Gemm", "MatMul"}),
+    output_required=frozenset({"Conv"}),
+    arithmetic=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}),
+    passing=frozenset(
+        {"MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
+    ),
+    stored=frozenset({"Pad"}),
+)
 TARGET = Target(
     name="ort-x86",
     title="ONNX Runtime on x86-64",
     machines=frozenset({"x86_64", "amd64"}),
-    scheme=Scheme(
-        activation="uint8",
-        symmetric=False,
-        weighted=frozenset({"Conv", "Gemm", "MatMul"}),
-        output_required=frozenset({"Conv"}),
-        arithmetic=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}),
-        passing=frozenset(
-            {"MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
-        ),
-        stored=frozenset({"Pad"}),
-    ),
+    scheme=SCHEME,
 )

@@ -11,9 +11,10 @@ from typing import Literal
 
 from onnxcomp.errors import InputError
 
-__all__ = ["Scheme", "Target", "load_target", "target_names"]
+__all__ = ["ActivationType", "PairStyle", "Scheme", "Target", "load_target", "target_names"]
 
 ActivationType = Literal["uint8", "int8"]
+PairStyle = Literal["groups", "inputs"]
 
 _MODULES = {
     "ort-x86": "onnxcomp.targets.ort_x86",
@@ -34,14 +35,21 @@ class Scheme:
     Attributes:
         activation: Storage type of activations.
         symmetric: Whether activations must have zero point 0.
+        pairs: Where pairs stand. ``groups``: around every operator on integers, its result included, as one kernel is
+            made from what lies between a DequantizeLinear and a QuantizeLinear. ``inputs``: only where an operator on
+            integers reads; the runtime looks for the fusion itself.
         weighted: Operators with a constant weight that have an integer kernel.
         output_required: Those of `weighted` that only fuse when their output is quantized too.
         arithmetic: Operators whose inputs and output may have different scales.
-        passing: Operators that only move values, with an input and an output of the very same scale and zero point.
+        passing: Operators that only move values, with an input and an output of the very same scale and zero point
+            (``groups``), or around which no pair is needed (``inputs``).
         stored: Operators that are computed on the stored integers themselves, between the Q and the DQ, as they have no
             fused form.
-        absorbed: Activations that vanish into the quantization after them when the range makes them redundant.
+        absorbed: Activations that vanish into the quantization after them when the range makes them redundant
+            (``groups``), or that the runtime fuses into the operator before them (``inputs``).
         bias: Type in which biases are stored.
+        conv_ranks: Numbers of spatial axes for which convolutions and pools have an integer kernel.
+        fixed_shapes: Whether the runtime's integer kernels take models of fixed shapes only.
         minimum_opset: The oldest opset in which the form is legal (per-channel scales need 13).
     """
 
@@ -53,8 +61,16 @@ class Scheme:
     passing: frozenset[str]
     stored: frozenset[str] = frozenset()
     absorbed: frozenset[str] = frozenset({"Relu", "Clip"})
+    pairs: PairStyle = "groups"
     bias: Literal["int32", "float32"] = "int32"
+    conv_ranks: frozenset[int] = frozenset({1, 2, 3})
+    fixed_shapes: bool = False
     minimum_opset: int = 13
+
+    @property
+    def levels(self) -> int:
+        """Number of values that a range of activations is spread over; a symmetric one leaves out -128."""
+        return 255 if self.symmetric else 256
 
     @property
     def joining(self) -> frozenset[str]:

@@ -41,7 +41,8 @@ def test_what_does_not_fuse_is_undone(
 ) -> None:
     """A runtime without an integer kernel for what the scheme promises."""
 
-    def stubborn(model: ir.Model) -> tuple[NodeFate, ...]:
+    def stubborn(model: ir.Model, *, int8_kernels: bool) -> tuple[NodeFate, ...]:
+        assert not int8_kernels
         kernels = {"Gemm": "FusedGemm", "Add": "Add"}
         return tuple(
             NodeFate(f.node, f.op_type, kernels[f.op_type], False, "not today") if f.op_type in kernels else f
@@ -70,7 +71,8 @@ def test_what_does_not_fuse_is_undone(
 def test_a_model_in_which_nothing_fuses_is_left_as_it_is(
     build: Builder, quantize: Quantizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(model: ir.Model) -> tuple[NodeFate, ...]:
+    def never(model: ir.Model, *, int8_kernels: bool) -> tuple[NodeFate, ...]:
+        assert not int8_kernels
         return tuple(NodeFate(f.node, f.op_type, f.op_type, False, "no") for f in fusion_proof(model))
 
     monkeypatch.setattr(fusing, "fusion_proof", never)
