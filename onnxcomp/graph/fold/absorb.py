@@ -17,15 +17,12 @@ from onnxcomp.cost import Cost
 from onnxcomp.graph.edit import add_initializer, origin_of, unique_name
 from onnxcomp.graph.fold.affine import Affine, read_affine
 from onnxcomp.graph.fold.log import Log, Refusal, Rewrite
+from onnxcomp.graph.fold.precision import rounded
 from onnxcomp.graph.fold.values import bypass, constant, is_constant, is_op, sole_consumer, title
 
 __all__ = ["absorb_affine"]
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_HALF_ROUNDING = {
-    "float16": 2.0**-9,
-    "bfloat16": 2.0**-6,
-}  # relative L2 error of a cast that keeps its exponents, with a margin
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,14 +126,14 @@ def _absorb(graph: ir.Graph, host: _Host, reader: ir.Node, affine: Affine, taken
     with np.errstate(invalid="ignore", over="ignore"):
         weight = _scaled(host, affine.scale)
         bias = affine.scale * _bias(host) + affine.shift
-    rounded, rounded_bias = _rounded(weight, host.array.dtype), _rounded(bias, host.array.dtype)
-    if rounded is None or rounded_bias is None:
+    own, own_bias = rounded(weight, host.array.dtype), rounded(bias, host.array.dtype)
+    if own is None or own_bias is None:
         return f"the product does not fit {host.array.dtype}"
     before = _cost([v for v in (host.weight, host.bias, *reader.inputs) if is_constant(v)])
     summary = f"absorbed {title(reader)}"
-    host.weight.const_value = ir.tensor(rounded, name=host.weight.name)
+    host.weight.const_value = ir.tensor(own, name=host.weight.name)
     if host.bias is not None or bias.any():
-        _set_bias(graph, host, rounded_bias, taken)
+        _set_bias(graph, host, own_bias, taken)
     if is_op(host.node, "Gemm"):
         host.node.attributes.pop("beta", None)
     bypass(reader, reader.outputs[0], host.output, take_name=True)
@@ -164,17 +161,6 @@ def _bias(host: _Host) -> NDArray[np.float64]:
         return np.zeros(host.channels)
     beta = host.node.attributes.get_float("beta", 1.0) if is_op(host.node, "Gemm") else 1.0
     return np.broadcast_to(beta * array.astype(np.float64).reshape(-1), (host.channels,))
-
-
-def _rounded(array: NDArray[np.float64], dtype: np.dtype[np.generic]) -> NDArray[np.generic] | None:
-    """Cast, or None where that gives Inf or NaN, or loses more than rounding (half precision underflows early)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = array.astype(dtype)
-    back = cast.astype(np.float64)
-    if not np.isfinite(back).all():
-        return None
-    tolerance = _HALF_ROUNDING.get(dtype.name, 1.0)
-    return None if np.linalg.norm(back - array) > tolerance * np.linalg.norm(array) else cast
 
 
 def _set_bias(graph: ir.Graph, host: _Host, array: NDArray[np.generic], taken: set[str]) -> None:

@@ -11,6 +11,7 @@ from onnxcomp.graph.edit import names_of
 from onnxcomp.graph.fold.absorb import absorb_affine
 from onnxcomp.graph.fold.constants import fold_constants, lift_constants
 from onnxcomp.graph.fold.dead import drop_dead
+from onnxcomp.graph.fold.gemm import plain_gemms
 from onnxcomp.graph.fold.identity import drop_identities
 from onnxcomp.graph.fold.log import Log
 from onnxcomp.graph.fold.opset import modernise
@@ -37,9 +38,9 @@ def canonicalise(model: ir.Model) -> Log:
 
     An opset below 17 is raised; Constant nodes become initializers; what is computed from constants alone (sizes
     included, where they follow from the model's inputs) becomes an initializer; Identity and inference Dropout go;
-    BatchNormalization and Add, Sub, Mul, Div by a constant go into the Conv, ConvTranspose or Gemm before them; zero
-    Pad goes into the Conv or AveragePool after it; what nothing reads goes; shapes are inferred. Folding again changes
-    nothing.
+    Gemm's alpha and beta go into its weight and bias; BatchNormalization and Add, Sub, Mul, Div by a constant go into
+    the Conv, ConvTranspose or Gemm before them; zero Pad goes into the Conv or AveragePool after it; what nothing reads
+    goes; shapes are inferred. Folding again changes nothing.
 
     Kept: names, types and shapes of inputs and outputs; symbolic dimensions; names and metadata of the nodes that stay;
     tensor names; function bodies; initializers that a caller may override. Outputs agree to 1e-5 in relative L2 (half
@@ -54,6 +55,7 @@ def canonicalise(model: ir.Model) -> Log:
     taken = names_of(model.graph)
     for graph in graphs_of(model):
         absorb_affine(graph, version, taken, log)
+        plain_gemms(graph, version, taken, log)
         absorb_pads(graph, version, sizes, log)
     log.general += drop_dead(model)
     return log
