@@ -16,7 +16,8 @@ from onnxcomp.cost import Cost
 from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import names_of, replace_by_chain
 from onnxcomp.graph.fold.shapes import infer_shapes
-from onnxcomp.graph.sites import Site, conv_sites
+from onnxcomp.graph.products import rows_of, weighted_sites
+from onnxcomp.graph.sites import Site
 from onnxcomp.options import replace_options
 from onnxcomp.runtime.sitebench import chain_speedups
 
@@ -49,8 +50,8 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     variants = [site_pass, *(_with_options(site_pass, o.options) for o in context.overrides if o.options)]
     for variant in variants:
         variant.requires(model, context)
-    with _sweep(any(v.wants_gram() for v in variants), model, context) as sweep:
-        for site in list(conv_sites(model)):
+    with _sweep(variants, model, context) as sweep:
+        for site in list(weighted_sites(model, site_pass.kinds)):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
             if isinstance(outcome, Skip):
                 skips.append(outcome)
@@ -81,11 +82,11 @@ def _with_options(site_pass: SitePass, options: Mapping[str, Value]) -> SitePass
 
 
 @contextmanager
-def _sweep(wanted: bool, model: ir.Model, context: Context) -> Generator[Sweep | None]:
-    if context.data is None or not wanted:
+def _sweep(variants: Sequence[SitePass], model: ir.Model, context: Context) -> Generator[Sweep | None]:
+    if context.data is None or not any(v.wants_gram() for v in variants):
         yield None
         return
-    sweep = Sweep(model.clone(), model, context.data, context.workdir)
+    sweep = Sweep(model.clone(), model, context.data, context.workdir, kinds=variants[0].kinds)
     try:
         yield sweep
     finally:
@@ -112,7 +113,8 @@ def _visit(
     proposals = configured.propose(site, original, context)
     if isinstance(proposals, Skip):
         return proposals
-    chosen = _choose(site, proposals, model.opset_imports.get("", 17), context)
+    smallest = site_pass.saves == "bytes"
+    chosen = _choose(site, proposals, model.opset_imports.get("", 17), context, smallest=smallest)
     if isinstance(chosen, Skip):
         return chosen
     candidate = chosen.candidate
@@ -135,9 +137,10 @@ def _grams(
     sweep.advance(site)
     original, compressed = (_new_gram(site, context, configured.wants_patches()) for _ in range(2))
     for before, after, target in sweep.batches(site):
-        original.update(before, target)
+        wanted = rows_of(site, target)
+        original.update(rows_of(site, before), wanted)
         if after is not before:
-            compressed.update(after, target)
+            compressed.update(rows_of(site, after), wanted)
     return original, (compressed if compressed.count else original)
 
 
@@ -155,12 +158,14 @@ def _new_gram(site: Site, context: Context, keep: int) -> PatchGram:
     )
 
 
-def _choose(site: Site, candidates: Sequence[Candidate], opset: int, context: Context) -> _Choice | Skip:
+def _choose(
+    site: Site, candidates: Sequence[Candidate], opset: int, context: Context, *, smallest: bool
+) -> _Choice | Skip:
     costs = [chain_cost(site, c.chain) for c in candidates]
     before = site.cost
     if context.replay is not None:
         return _Choice(candidates[0], costs[0], None)
-    if context.objective == "size":
+    if context.objective == "size" or smallest:
         best = min(range(len(costs)), key=lambda i: costs[i].bytes)
         if costs[best].bytes >= before.bytes:
             return Skip(site.name, f"no gain: {before.bytes:,} -> {costs[best].bytes:,} bytes")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-__all__ = ["Cost", "model_cost", "node_macs"]
+__all__ = ["Cost", "model_cost", "node_macs", "stored_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ def model_cost(model: ir.Model) -> Cost:
     return Cost(parameters, None if None in macs else sum(m for m in macs if m is not None), size)
 
 
+def stored_bytes(array: NDArray[Any]) -> int:
+    """Bytes that an array takes as an initializer; types below 8 bits are packed."""
+    return -(-array.size * ir.DataType.from_numpy(array.dtype).bitwidth // 8)
+
+
 def node_macs(node: ir.Node) -> int | None:
     """Count the multiply-accumulates of one node at batch 1.
 
@@ -67,26 +74,47 @@ def node_macs(node: ir.Node) -> int | None:
     return None if positions is None else prod(weight) * positions
 
 
+_DECODERS = frozenset(
+    {
+        "DequantizeLinear",
+        "Cast",
+        "Mul",
+        "Add",
+        "Sub",
+        "Identity",
+        "Reshape",
+        "Gather",
+        "MatMul",
+        "BitShift",
+        "BitwiseAnd",
+    }
+)
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3}
 
 
 def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Shape of a constant operand, seen through DequantizeLinear and the like; None where it is not constant."""
-    while value is not None and value.const_value is None:
-        producer = value.producer()
-        if producer is None or producer.op_type not in (
-            "DequantizeLinear",
-            "Cast",
-            "Mul",
-            "Add",
-            "Identity",
-            "Reshape",
-        ):
-            return None
-        value = producer.inputs[0]
-    if value is None or value.const_value is None:
+    """Shape of a constant operand, or of what is computed from constants alone; None where it is not constant.
+
+    Where the shape of a computed operand is not known, it is that of the constant at the start of the computation.
+    """
+    if value is None or not _is_constant(value):
         return None
-    return tuple(int(d) for d in value.const_value.shape.numpy())
+    if value.const_value is None and value.shape is not None and value.shape.is_static():
+        return tuple(int(d) for d in value.shape.numpy())
+    while value is not None and (tensor := value.const_value) is None:
+        producer = value.producer()
+        value = None if producer is None else producer.inputs[0]
+    return None if value is None else tuple(int(d) for d in tensor.shape.numpy())
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether a value is a constant, or made from constants by decoding nodes."""
+    if value.const_value is not None:
+        return True
+    producer = value.producer()
+    if producer is None or producer.op_type not in _DECODERS:
+        return False
+    return all(v is None or _is_constant(v) for v in producer.inputs)
 
 
 def _known(dims: tuple[object, ...]) -> int | None:

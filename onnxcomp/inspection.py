@@ -14,7 +14,8 @@ from onnxcomp.cost import Cost, model_cost, node_macs
 from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold import fold
-from onnxcomp.graph.sites import Site, conv_sites
+from onnxcomp.graph.products import weighted_sites
+from onnxcomp.graph.sites import Site
 from onnxcomp.targets.target import load_target
 
 __all__ = ["Inspection", "Layer", "inspect_model"]
@@ -126,11 +127,12 @@ def inspect_model(
 
 
 def _ask(item: Pass, model: ir.Model, context: Context) -> dict[str, str]:
-    """What a pass says about every convolution; passes on whole models say nothing here."""
+    """What a pass says about every site of its kinds; passes on whole models say nothing here."""
     if not isinstance(item, SitePass):
         return {}
     return {
-        site.site if isinstance(site, Skip) else site.name: _verdict(item, site, context) for site in conv_sites(model)
+        site.site if isinstance(site, Skip) else site.name: _verdict(item, site, context)
+        for site in weighted_sites(model, item.kinds)
     }
 
 

@@ -69,16 +69,24 @@ class Sweep:
         feeds: Calibration feeds.
         workdir: Where activations are spilled.
         memory: Bytes of activations kept in memory before spilling.
+        kinds: The operators that are sites.
     """
 
     def __init__(
-        self, original: ir.Model, current: ir.Model, feeds: Feeds, workdir: Path, memory: int = 1 << 30
+        self,
+        original: ir.Model,
+        current: ir.Model,
+        feeds: Feeds,
+        workdir: Path,
+        memory: int = 1 << 30,
+        *,
+        kinds: Sequence[str] = ("Conv", "ConvTranspose"),
     ) -> None:
         self._original, self._current = original, current
         self._feeds, self._workdir, self._allowance = feeds, workdir, [memory]
         # An initializer that is listed as an input has its own value in every feed.
         self._inputs = [v.name or "" for v in original.graph.inputs if not v.is_initializer()]
-        self._lifetime = _lifetimes(original.graph)
+        self._lifetime = _lifetimes(original.graph, kinds)
         self._order = {id(node): index for index, node in enumerate(original.graph)}
         self._by_output = {(node.outputs[0].name or ""): node for node in original.graph if node.outputs}
         self._kept: list[dict[str, _Store]] = [{}, {}]
@@ -181,15 +189,15 @@ def _data_input(node: ir.Node) -> str:
     return value.name
 
 
-def _lifetimes(graph: ir.Graph) -> dict[str, tuple[int, int]]:
-    """For each value made by a node: the position of its producer and of its last user that leads to a convolution."""
+def _lifetimes(graph: ir.Graph, kinds: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """For each value made by a node: the position of its producer and of its last user that leads to a site."""
     nodes = list(graph)
     position = {id(inner): index for index, node in enumerate(nodes) for inner in _with_bodies(node)}
     leads = [False] * len(nodes)
     lifetime: dict[str, tuple[int, int]] = {}
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
-        leads[index] = node.op_type in ("Conv", "ConvTranspose")
+        leads[index] = node.op_type in kinds
         for value in node.outputs:
             live = [user for user in (position[id(consumer)] for consumer, _ in value.uses()) if leads[user]]
             if live and value.name:

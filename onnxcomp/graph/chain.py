@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from onnxcomp.cost import Cost
+from onnxcomp.cost import Cost, stored_bytes
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 
@@ -17,8 +17,9 @@ Spatial = tuple[int, ...] | None
 def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
     """Sum the cost of a chain that replaces `site`.
 
-    Only Conv and ConvTranspose links have MACs; any other operator is counted with its constants alone. MACs are None
-    where the site's input size is unknown.
+    Only Conv and ConvTranspose links have MACs, and the product that stands for a product; any other operator is counted
+    with its constants alone. MACs are None where the site's input size is unknown. A link that reads its weight from
+    other links has as many weights as the site.
     """
     dims = site.input_shape[2:]
     known = bool(site.input_shape) and all(d is not None for d in dims)
@@ -26,21 +27,28 @@ def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
     parameters, macs, size = 0, 0, 0
     unknown = False
     previous = ""
+    decoders: set[str] = set()
     for link in chain:
-        source = sizes[link.inputs[0] if link.inputs else previous]
         parameters += sum(c.size for c in link.constants)
-        size += sum(c.nbytes for c in link.constants)
+        size += sum(stored_bytes(c) for c in link.constants)
+        if link.inputs is None or (link.inputs and link.inputs[0] in decoders):
+            decoders.add(link.role)
+            continue
+        source = sizes[link.inputs[0] if link.inputs else previous]
         sizes[link.role], positions = _flow(link, source, site)
         if positions is None:
             unknown = True
         elif positions:
-            macs += positions * link.constants[0].size
+            decoded = link.inputs is not None and len(link.inputs) > 1
+            macs += positions * (site.weight.size if decoded else link.constants[0].size)
         previous = link.role
     return Cost(parameters, None if unknown else macs, size)
 
 
 def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]:
     """Output size of a link and the positions at which each of its weights is used (0 where it multiplies nothing)."""
+    if link.op_type in ("Gemm", "MatMul"):
+        return source, None if source is None else prod(source)
     if link.op_type not in ("Conv", "ConvTranspose"):
         return source, 0
     if source is None:

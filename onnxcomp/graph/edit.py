@@ -26,7 +26,8 @@ class Link:
         constants: The inputs after the data inputs, in order (weight, then bias).
         attributes: ONNX attributes.
         inputs: Roles of the links whose outputs this node reads; empty: the previous link (the site's input for the
-            first one). The role ``""`` is the site's input.
+            first one). The role ``""`` is the site's input. None: it reads constants alone, as what decodes a weight.
+        ahead: How many of the constants come before the inputs (the table of a Gather).
     """
 
     role: str
@@ -35,7 +36,8 @@ class Link:
     attributes: Mapping[str, int | float | str | tuple[int, ...]] = field(
         default_factory=dict[str, "int | float | str | tuple[int, ...]"]
     )
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] | None = ()
+    ahead: int = 0
 
 
 def unique_name(graph: ir.Graph, wanted: str, taken: set[str] | None = None) -> str:
@@ -98,21 +100,26 @@ def replace_by_chain(
     old_constants = [v for v in node.inputs[1:] if v is not None]
     made: dict[str, ir.Value | None] = {"": source}
     previous = ""
+    decoders: set[str] = set()
     nodes: list[ir.Node] = []
     for link in chain:
-        inputs = [made[role] for role in (link.inputs or (previous,))]
+        roles = () if link.inputs is None else link.inputs or (previous,)
+        inputs = [made[role] for role in roles]
         constants = [
             add_initializer(graph, unique_name(graph, f"{base}.{link.role}.{kind}", names), array)
             for kind, array in zip(_kinds(len(link.constants)), link.constants, strict=True)
         ]
         new = ir.node(
             link.op_type,
-            [*inputs, *constants],
+            [*constants[: link.ahead], *inputs, *constants[link.ahead :]],
             attributes=_attributes(link.attributes),
             name=unique_name(graph, f"{base}.{link.role}", names),
         )
         new.outputs[0].name = unique_name(graph, f"{node.outputs[0].name}.{link.role}", names)
-        new.outputs[0].type = node.outputs[0].type
+        if any(role not in decoders for role in roles):
+            new.outputs[0].type = node.outputs[0].type
+        else:
+            decoders.add(link.role)  # its type is for shape inference to tell
         new.metadata_props.update(node.metadata_props)
         new.metadata_props.update({ORIGIN: origin_of(node), PASS: pass_name})
         made[link.role] = new.outputs[0]

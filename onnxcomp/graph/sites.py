@@ -17,15 +17,25 @@ from onnxcomp.cost import Cost
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.geometry import Geometry, same_pads
 
-__all__ = ["Kind", "Site", "conv_sites", "geometry_of", "is_default_domain", "static_shape"]
+__all__ = [
+    "Kind",
+    "Site",
+    "conv_site",
+    "conv_sites",
+    "geometry_of",
+    "is_default_domain",
+    "sites_in_bodies",
+    "sites_in_functions",
+    "static_shape",
+]
 
-Kind = Literal["Conv", "ConvTranspose"]
+Kind = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A convolution that a pass may rewrite.
+    """A convolution that a pass may rewrite, or a matrix product seen as one (:mod:`onnxcomp.graph.products`).
 
     Attributes:
         name: Name of the node in the user's model (its provenance, if an earlier pass made it).
@@ -106,17 +116,32 @@ def conv_sites(model: ir.Model, exclude: tuple[str, ...] = ()) -> Iterator[Site 
             if any(fnmatchcase(name, glob) for glob in exclude):
                 yield Skip(name, "excluded by the user")
                 continue
-            reason = _refusal(node)
-            yield Skip(name, reason) if reason else _site(node, name)
-        for attribute in node.attributes.values():
-            yield from _nested(attribute)
+            yield conv_site(node)
+        yield from sites_in_bodies(node, "Conv", "ConvTranspose")
+    yield from sites_in_functions(model, "Conv", "ConvTranspose")
+
+
+def conv_site(node: ir.Node) -> Site | Skip:
+    """A Conv or ConvTranspose as a Site, or the reason why it cannot be one."""
+    reason = _refusal(node)
+    return Skip(origin_of(node), reason) if reason else _site(node, origin_of(node))
+
+
+def sites_in_bodies(node: ir.Node, *op_types: str) -> Iterator[Skip]:
+    """Yield the nodes of these types inside the If, Loop or Scan body of a node, which no pass rewrites."""
+    for attribute in node.attributes.values():
+        yield from _nested(attribute, op_types)
+
+
+def sites_in_functions(model: ir.Model, *op_types: str) -> Iterator[Skip]:
+    """Yield the nodes of these types inside the functions of a model, which no pass rewrites."""
     for function in model.functions.values():
         for node in function.all_nodes():
-            if is_default_domain(node, "Conv", "ConvTranspose"):
+            if is_default_domain(node, *op_types):
                 yield Skip(origin_of(node), f"inside the function {function.name}")
 
 
-def _nested(attribute: ir.Attr) -> Iterator[Skip]:
+def _nested(attribute: ir.Attr, op_types: tuple[str, ...]) -> Iterator[Skip]:
     graphs: list[ir.Graph] = []
     if attribute.type == ir.AttributeType.GRAPH:
         graphs = [attribute.as_graph()]
@@ -124,7 +149,7 @@ def _nested(attribute: ir.Attr) -> Iterator[Skip]:
         graphs = list(attribute.as_graphs())
     for graph in graphs:
         for node in graph.all_nodes():
-            if is_default_domain(node, "Conv", "ConvTranspose"):
+            if is_default_domain(node, *op_types):
                 yield Skip(origin_of(node), "inside a subgraph (If, Loop or Scan body)")
 
 

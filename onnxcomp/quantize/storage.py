@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.graph.fold.opset import raise_opset
 
-__all__ = ["admit", "narrow", "stored_bytes"]
+__all__ = ["admit", "narrow"]
 
 _TYPES: Mapping[tuple[int, bool], Any] = {
     (8, True): np.int8,
@@ -52,12 +52,6 @@ def narrow(codes: NDArray[Any], bits: int, *, signed: bool = True) -> NDArray[An
     if codes.size and (codes.min() < low or codes.max() > high):
         raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {width} bits ({low} to {high})")
     return codes.astype(np.int16).astype(_TYPES[width, signed])
-
-
-def stored_bytes(array: NDArray[Any]) -> int:
-    """Bytes that an array takes as an initializer."""
-    bits = ir.DataType.from_numpy(array.dtype).bitwidth
-    return -(-array.size * bits // 8)
 
 
 def admit(model: ir.Model, bits: int) -> str | None:

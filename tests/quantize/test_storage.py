@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxcomp import modelio
+from onnxcomp.cost import stored_bytes
 from onnxcomp.graph.edit import add_initializer
-from onnxcomp.quantize.storage import admit, narrow, stored_bytes
+from onnxcomp.quantize.storage import admit, narrow
 from onnxcomp.runtime.session import open_session, run
 
 
