@@ -17,7 +17,7 @@ Spatial = tuple[int, ...] | None
 def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
     """Sum the cost of a chain that replaces `site`.
 
-    Only Conv and ConvTranspose links have MACs, and the product that stands for a product; any other operator is counted
+    Only Conv, ConvTranspose, Gemm and MatMul links have MACs; any other operator is counted
     with its constants alone. MACs are None where the site's input size is unknown. A link that reads its weight from
     other links has as many weights as the site.
     """

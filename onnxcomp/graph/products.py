@@ -47,7 +47,7 @@ def weighted_sites(model: ir.Model, kinds: tuple[str, ...]) -> Iterator[Site | S
 def product_site(node: ir.Node) -> Site | Skip:
     """A Gemm or MatMul as a Site, or the reason why it cannot be one.
 
-    The weight of the site is the right operand transposed, times alpha, with an axis of length 1 at the end: (Co, Ci, 1).
+    Its weight is the right operand transposed, times alpha, with an axis of length 1 at the end: (Co, Ci, 1).
     Its bias is beta times the third operand of a Gemm.
     """
     reason = _refusal(node)
@@ -55,7 +55,7 @@ def product_site(node: ir.Node) -> Site | Skip:
 
 
 def rows_of(site: Site, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The input or output of a site as a convolution has it: (N, C, *spatial); products are (..., C) -> (rows, C, 1)."""
+    """The input or output of a site as a convolution has it: (N, C, *spatial); of a product (..., C) as (rows, C, 1)."""
     if site.kind in ("Conv", "ConvTranspose"):
         return array
     return array.reshape(-1, array.shape[-1], 1)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Order",
+    "dequantized",
     "descend",
     "gptq",
     "integer_levels",
@@ -40,8 +41,10 @@ Order = Literal["activation", "natural"]
 
 # Columns that are worked on before the rest of the matrix hears of it.
 _BLOCK = 128
-# Multiples of the widest scale that are tried: at few bits the best one clips a good part of the tail.
-_RATIOS = np.linspace(1.0, 0.25, 61)
+# Scales are tried from the widest, which clips nothing, down to a quarter of it: at few bits the best one clips a good
+# part of the tail. Where the tail is long they go on down to the mean, which the best scale of a ternary grid is never below.
+_RATIOS = np.linspace(0.0, 1.0, 61)
+_NARROWEST = 0.25
 
 
 def integer_levels(bits: int, *, symmetric: bool = True) -> Float:
@@ -72,26 +75,45 @@ def nearest(values: Float, levels: Float) -> Float:
     return levels[np.searchsorted(middles, values)]
 
 
+def dequantized(codes: Float, scales: Float) -> Float:
+    """codes * scales, [R, d]; scales are [R], or [R, d / block] with one for each `block` columns in a row."""
+    restored: Float = codes * _spread(scales, codes.shape[1])
+    return restored
+
+
 def output_error(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
     """(q - m) S (q - m)^T of each row, [R], with q = codes * scales."""
-    rest = codes * scales[:, None] - target
+    rest = dequantized(codes, scales) - target
     return np.einsum("rd,rd->r", rest @ gram, rest)
 
 
-def search_scale(target: Float, levels: Float, gram: Float | None = None) -> Float:
-    """The scale of each row for which rounding to nearest errs least, [R], positive.
+def search_scale(target: Float, levels: Float, gram: Float | None = None, *, block: int = 0) -> Float:
+    """The scale of each row, or of each block of a row, for which rounding to nearest errs least; positive.
 
     Args:
         target: [R, d], finite.
         levels: The codes.
         gram: S, [d, d]; None: the identity, so that the weights' own error counts.
+        block: Columns that share a scale, a divisor of d; what ties a block to the others is not looked at. 0: all.
+
+    Returns:
+        [R], or [R, d / block].
     """
+    if block:
+        d = target.shape[1]
+        parts = [slice(start, start + block) for start in range(0, d, block)]
+        grams = [None if gram is None else gram[part, part] for part in parts]
+        found = [search_scale(target[:, part], levels, own) for part, own in zip(parts, grams, strict=True)]
+        return np.stack(found, axis=1)
     reach = max(-float(levels[0]), float(levels[-1]))
-    widest = np.abs(target).max(axis=1, initial=0.0) / reach
+    magnitudes = np.abs(target)
+    widest = magnitudes.max(axis=1, initial=0.0) / reach
     widest[widest <= np.finfo(np.float32).tiny] = 1.0 / reach
+    narrowest = np.minimum(_NARROWEST * widest, magnitudes.sum(axis=1) / (max(target.shape[1], 1) * reach))
+    narrowest = np.maximum(narrowest, widest * np.finfo(np.float32).eps)
     best, least = widest.copy(), np.full(len(target), np.inf)
     for ratio in _RATIOS:
-        scale = widest * ratio
+        scale = widest + ratio * (narrowest - widest)
         rest = nearest(target / scale[:, None], levels) * scale[:, None] - target
         error = np.einsum("rd,rd->r", rest if gram is None else rest @ gram, rest)
         better = error < least
@@ -100,7 +122,13 @@ def search_scale(target: Float, levels: Float, gram: Float | None = None) -> Flo
 
 
 def least_squares_scale(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
-    """The best scale of each row for given codes, [R]: q S m / q S q; rows of zeros keep theirs."""
+    """The best scale of each row for given codes: q S m / q S q; rows of zeros keep theirs.
+
+    Where blocks have scales of their own, [R, d / block], each in turn is set to its best with the others fixed; the
+    error of no row rises.
+    """
+    if scales.ndim == 2:
+        return _block_scales(codes, scales, target, gram)
     response = codes @ gram
     power = np.einsum("rd,rd->r", response, codes)
     wanted = np.einsum("rd,rd->r", response, target)
@@ -108,12 +136,32 @@ def least_squares_scale(codes: Float, scales: Float, target: Float, gram: Float)
     return np.where(fits, wanted / np.where(power > 0, power, 1.0), scales)
 
 
+def _block_scales(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
+    block = codes.shape[1] // scales.shape[1]
+    scales = scales.copy()
+    slope = (dequantized(codes, scales) - target) @ gram
+    for index in range(scales.shape[1]):
+        part = slice(index * block, (index + 1) * block)
+        own = codes[:, part]
+        power = np.einsum("rd,rd->r", own @ gram[part, part], own)
+        step = np.where(power > 0, np.einsum("rd,rd->r", slope[:, part], own) / np.where(power > 0, power, 1.0), 0.0)
+        better = np.where(scales[:, index] > step, scales[:, index] - step, scales[:, index])
+        slope += ((better - scales[:, index])[:, None] * own) @ gram[part]
+        scales[:, index] = better
+    return scales
+
+
+def _spread(scales: Float, d: int) -> Float:
+    """One scale for each entry, [R, d] or [R, 1]."""
+    return scales[:, None] if scales.ndim == 1 else np.repeat(scales, d // scales.shape[1], axis=1)
+
+
 def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Order = "activation") -> Float:
     """Round column by column, the error of each passed on to those that follow.
 
     Args:
         target: [R, d].
-        scales: [R], or [R, d] where columns have scales of their own (block-wise grids).
+        scales: [R], or [R, d / block] where blocks of columns have scales of their own.
         levels: The codes.
         gram: S, [d, d], positive definite (damped).
         order: ``activation``: columns of the largest input power first.
@@ -125,7 +173,7 @@ def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Ord
     columns = np.argsort(-np.diagonal(gram), kind="stable") if order == "activation" else np.arange(d)
     inverse = scipy.linalg.inv(gram[np.ix_(columns, columns)], overwrite_a=True, check_finite=False)
     upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, lower=False, overwrite_a=True, check_finite=False)
-    steps = np.broadcast_to(scales[:, None] if scales.ndim == 1 else scales, target.shape)[:, columns].T.copy()
+    steps = np.broadcast_to(_spread(scales, d), target.shape)[:, columns].T.copy()
     # Columns as rows: what is walked through is contiguous.
     left = target[:, columns].T.copy()
     codes = np.empty_like(left)
@@ -149,7 +197,7 @@ def descend(codes: Float, target: Float, scales: Float, levels: Float, gram: Flo
     """
     d = target.shape[1]
     codes = codes.T.copy()
-    steps = np.broadcast_to(scales[:, None] if scales.ndim == 1 else scales, target.shape).T.copy()
+    steps = np.broadcast_to(_spread(scales, d), target.shape).T.copy()
     power = np.maximum(np.diagonal(gram), np.finfo(np.float64).tiny)
     slope = gram @ (codes * steps - target.T)
     for _ in range(sweeps):
@@ -184,8 +232,9 @@ def round_rows(
     order: Order = "activation",
     sweeps: int = 4,
     rounds: int = 2,
+    block: int = 0,
 ) -> tuple[Float, Float]:
-    """Round a weight matrix to codes and one scale a row, so that the outputs change least.
+    """Round a weight matrix to codes and one scale a row or block, so that the outputs change least.
 
     The scales start where plain rounding errs least in the outputs and are refitted to the codes, each followed by
     another descent, for `rounds` rounds; given scales stay.
@@ -194,24 +243,27 @@ def round_rows(
         target: m, [R, d]: the weight, or the least-squares solution for other targets.
         gram: S, [d, d], symmetric and positive semidefinite.
         levels: The codes.
-        scales: [R]; None: searched.
+        scales: [R], or [R, d / block]; None: searched.
         damping: What is added to the diagonal of S for the GPTQ sweep, in units of its mean.
         order: Order of the columns in the GPTQ sweep.
         sweeps: Sweeps of coordinate descent.
         rounds: How often scales are refitted.
+        block: Columns that share a searched scale, a divisor of d; 0: all of a row.
 
     Returns:
-        The codes, [R, d], and the scales, [R].
+        The codes, [R, d], and the scales, [R] or [R, d / block].
 
     Raises:
-        ValueError: Shapes that do not fit, or a damping below 0.
+        ValueError: Shapes that do not fit, a block that is no divisor of d, or a damping below 0.
     """
     if gram.shape != (target.shape[1], target.shape[1]):
         raise ValueError(f"a Gram of shape {gram.shape} does not fit a weight of shape {target.shape}")
     if damping < 0:
         raise ValueError(f"damping is {damping}, not 0 or more")
+    if block and target.shape[1] % block:
+        raise ValueError(f"{target.shape[1]} columns do not fall into blocks of {block}")
     damped = _damped(gram, damping)
-    chosen = search_scale(target, levels, damped) if scales is None else scales
+    chosen = search_scale(target, levels, damped, block=block) if scales is None else scales
     codes = gptq(target, chosen, levels, damped, order=order)
     fitted = _damped(gram, 0.0)
     codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
