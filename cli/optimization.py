@@ -40,7 +40,8 @@ _NO_PASSES = "no passes given: name some with -p, or in a recipe under 'passes:'
     "--report", "reports", metavar="FILE", multiple=True, help="Write the report: .json, .md or .html; may be repeated."
 )
 @click.option("--require-data", is_flag=True, default=None, help="Stop where no calibration data are given.")
-@click.option("--keep-failed", is_flag=True, help="Write the model even where a budget fails.")
+@click.option("--keep-failed", is_flag=True, help="Write the model even where a budget fails or the target refuses it.")
+@click.option("--ort-style", metavar="STYLE", help="How OUT.ort is optimised: runtime or fixed.  [default: by target]")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
 @talk.data_options
 @talk.common
@@ -50,6 +51,7 @@ def optimize(
     recipe_path: str | None,
     reports: tuple[str, ...],
     keep_failed: bool,
+    ort_style: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -62,6 +64,8 @@ def optimize(
     onnxcomp optimize in.onnx -p int8 --data images.npz --eval test.npz --max-drop 0.5 -o out.onnx
     """
     from onnxcomp.report.writing import check_report_path, write_report
+    from onnxcomp.runtime.ortformat import check_destination
+    from onnxcomp.targets.target import load_target
 
     talk.check_model(model)
     recipe = _resolve(recipe_path, flags)
@@ -73,12 +77,13 @@ def optimize(
     if output is None:
         raise click.UsageError("no output: give -o OUT", click.get_current_context())
     talk.check_folder(output, "-o")
+    check_destination(output, load_target(recipe.target), ort_style)
     result = _run(model, recipe, quiet)
     for warning in result.report.warnings:
         talk.warn(f"warning: {warning}", quiet)
     failures = result.report.failures
     if keep_failed or not failures:
-        result.save(output)
+        result.save(output, ort_style=ort_style)
     for path in reports:
         write_report(result.report, path)
     _print_report(result, as_json)

@@ -26,10 +26,12 @@ from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.globs import idle_globs
 from onnxcomp.graph.fold import Log, canonicalise
 from onnxcomp.intake import DataOptions, Intake, take_in
+from onnxcomp.legality.verdict import judge
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
+from onnxcomp.runtime.ortformat import save_as
 from onnxcomp.runtime.timing import Speedup
 from onnxcomp.targets.target import load_target
 
@@ -50,9 +52,16 @@ class Result:
     model: ir.Model
     report: PipelineReport
 
-    def save(self, path: str | Path) -> None:
-        """Write the model, atomically; external data go to ``path.data`` (raises as `modelio.save`)."""
-        modelio.save(self.model, path)
+    def save(self, path: str | Path, *, ort_style: str | None = None) -> None:
+        """Write the model, atomically; external data go to ``path.data`` (raises as `modelio.save`).
+
+        A path that ends in ``.ort`` gets ORT format, with ``.required_operators.config`` beside it.
+
+        Args:
+            path: Where to write.
+            ort_style: How an ``.ort`` is optimised, ``runtime`` or ``fixed``; None: as the target has it.
+        """
+        save_as(self.model, path, load_target(str(self.report.recipe.get("target", "ort-x86"))), ort_style)
 
 
 def optimize(
@@ -100,7 +109,8 @@ def optimize(
         progress: Called with a line whenever a stage starts.
 
     Returns:
-        The model and the report. A budget that does not hold is in ``report.failures``.
+        The model and the report. A budget that does not hold, or a rule of the target that the model breaks, is in
+        ``report.failures``.
 
     Raises:
         InputError: The call, the model or the data are wrong (exit code 2).
@@ -138,6 +148,8 @@ def optimize(
         outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")
         outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None)
+    fates = fusion_proof(outcome.model) if aim.host else ()
+    verdict = judge(intake.model, outcome.model, aim, fates if aim.host else None)
     before, after, warnings = _qualities(intake, outcome.model)
     report = PipelineReport(
         version=version("onnxcomp"),
@@ -165,15 +177,16 @@ def optimize(
         before=replace(_snapshot(intake.model, before), cost=model_cost(start)),
         after=_snapshot(outcome.model, after),
         speedup=speedup,
-        fates=fusion_proof(outcome.model) if aim.host else (),
+        fates=fates,
         warnings=(
             *intake.warnings,
             *log.remarks,
             *_dataless(chosen, intake, statistics),
             *idle_globs(intake.model, exclude, overrides),
             *warnings,
+            *verdict.warnings,
         ),
-        failures=outcome.failures,
+        failures=(*outcome.failures, *verdict.failures),
     )
     _stamp(outcome.model, report)
     return Result(outcome.model, replace(report, after=_snapshot(outcome.model, after)))

@@ -150,6 +150,10 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} is empty; export or copy the model again")
     if content.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the model itself; fetch it with 'git lfs pull'")
+    if content[4:8] == b"ORTM":
+        raise ModelError(
+            f"{path} is in ORT format, which cannot be compiled further; give the .onnx that it was made of"
+        )
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)

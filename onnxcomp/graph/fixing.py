@@ -78,9 +78,9 @@ def _infer(model: ir.Model) -> None:
         inferred = known.get(value.name or "")
         if inferred is None:
             continue
-        old = list(value.shape) if value.shape is not None and len(value.shape) == len(inferred) else inferred
-        value.shape = ir.Shape(
-            [size if size is not None else _bound(before, {}) for size, before in zip(inferred, old, strict=True)]
-            if value.shape is not None
-            else list(inferred)
-        )
+        before = list(value.shape) if value.shape is not None and len(value.shape) == len(inferred) else inferred
+        value.shape = ir.Shape([_merged(size, old) for size, old in zip(inferred, before, strict=True)])
+
+
+def _merged(size: int | None, old: int | ir.SymbolicDim | None) -> int | str | None:
+    return size if size is not None else old.value if isinstance(old, ir.SymbolicDim) else old

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+import onnx
 import onnx_ir as ir
 
+from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.legality.finding import Finding, Rule, Subject
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.targets.target import Target, load_target
@@ -27,7 +29,7 @@ def check_model(
     """Return every place where a model breaks a rule of the runtime it is for; errors first.
 
     Args:
-        model: The model; not modified. Shapes of its values, where the rules need them, are read from it.
+        model: The model; not modified.
         target: The target or its name.
         fates: What :func:`onnxcomp.runtime.fusion.fusion_proof` says of the model on the target's own kind of machine,
             if the caller has it; the model is then not loaded again.
@@ -36,10 +38,20 @@ def check_model(
         InputError: No target has that name, or a table that ORT ships with its tools is missing.
     """
     aim = load_target(target) if isinstance(target, str) else target
-    subject = Subject(model, aim, None if fates is None else tuple(fates))
+    own = model.clone()
+    subject = Subject(own, aim, None if fates is None else tuple(fates), _infer(own))
     rules = rules_of(aim)
     found = [Finding(r.severity, b.node, r.name, b.message, b.remedy) for r in rules for b in r.find(subject)]
     general = {rule.name for rule in rules if rule.general}
     told = {finding.node for finding in found if finding.rule not in general}
     kept = [finding for finding in found if finding.rule not in general or finding.node not in told]
     return tuple(sorted(kept, key=lambda finding: finding.severity != "error"))
+
+
+def _infer(model: ir.Model) -> str:
+    """Infer shapes and types in place; return why that cannot be done, or nothing."""
+    try:
+        infer_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        return str(error).splitlines()[0]
+    return ""

@@ -54,14 +54,16 @@ class Subject:
     """The model under examination; what several rules ask for is worked out once.
 
     Attributes:
-        model: The model; rules never modify it.
+        model: The model, its shapes inferred as far as they can be; rules never modify it.
         target: The target whose rules are asked about.
         known_fates: What the runtime of the target does with the nodes, if the caller knows it.
+        problem: Why shapes and types cannot be inferred; empty where they can.
     """
 
     model: ir.Model
     target: Target
     known_fates: tuple[NodeFate, ...] | None = None
+    problem: str = ""
 
     @cached_property
     def nodes(self) -> tuple[ir.Node, ...]:
