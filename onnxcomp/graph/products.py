@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.contract import Skip
 from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.foreign import foreign_reason
 from onnxcomp.graph.geometry import Geometry
 from onnxcomp.graph.sites import (
     Site,
@@ -32,14 +33,17 @@ _POINT = Geometry(kernel=(1,), strides=(1,), dilations=(1,), pads=(0, 0))
 def weighted_sites(model: ir.Model, kinds: tuple[str, ...]) -> Iterator[Site | Skip]:
     """Yield the nodes of these kinds in topological order, each as a Site or as the reason why it cannot be one.
 
-    Nodes in If, Loop and Scan bodies and in functions are Skips. A MatMul of two activations is no site at all.
+    Nodes in If, Loop and Scan bodies and in functions are Skips, and so are other operators that do the work of these
+    kinds (:mod:`onnxcomp.graph.foreign`). A MatMul of two activations is no site at all.
     """
     for node in model.graph:
         if is_default_domain(node, *kinds):
             if node.op_type in ("Conv", "ConvTranspose"):
                 yield conv_site(node)
-            elif node.op_type == "Gemm" or any(v is not None and v.is_initializer() for v in node.inputs):
+            elif node.op_type == "Gemm" or any(v is not None and _is_weight(v) for v in node.inputs):
                 yield product_site(node)
+        elif reason := foreign_reason(node, *kinds):
+            yield Skip(origin_of(node), reason)
         yield from sites_in_bodies(node, *kinds)
     yield from sites_in_functions(model, *kinds)
 
@@ -59,6 +63,14 @@ def rows_of(site: Site, array: NDArray[np.generic]) -> NDArray[np.generic]:
     if site.kind in ("Conv", "ConvTranspose"):
         return array
     return array.reshape(-1, array.shape[-1], 1)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a value is a constant, or one that is stored as integers."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return value.is_initializer()
+    return producer.inputs[0] is not None and producer.inputs[0].is_initializer()
 
 
 def _refusal(node: ir.Node) -> str | None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxcomp.contract import Skip
 from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.foreign import foreign_reason
 from onnxcomp.graph.sites import is_default_domain
 from onnxcomp.quantize.placement_ort import GroupPlacer, small_heads
 from onnxcomp.quantize.placement_tensorrt import InputPlacer
@@ -25,6 +26,8 @@ from onnxcomp.targets.target import Scheme
 
 __all__ = ["IntegerNode", "Plan", "Quantized", "place"]
 
+# Why a layer is float in a model that somebody quantized is not known: it may be there that accuracy was lost.
+_LEFT_FLOAT = "the model is already quantized, and this layer was left in float"
 _SMALL_HEAD = "a small product that ends the network: int8 gains no time there and costs accuracy"
 
 
@@ -72,12 +75,12 @@ def _weighted(
     foreign = already_quantized(model)
     for node in model.graph:
         if not is_default_domain(node, *WEIGHTED):
-            if node.op_type.startswith(("QLinearConv", "QLinearMatMul", "QGemm")):
-                skips.append(Skip(origin_of(node), "already quantized"))
+            if reason := foreign_reason(node):
+                skips.append(Skip(origin_of(node), reason))
             continue
-        result = (
-            refuse(node) or ("the model is already quantized" if foreign else None) or weighted_or_reason(node, scheme)
-        )
+        result = refuse(node) or weighted_or_reason(node, scheme)
+        if foreign and isinstance(result, Weighted):
+            result = _LEFT_FLOAT
         if isinstance(result, Weighted):
             found.append(result)
         else:
