@@ -62,9 +62,7 @@ class InputPlacer:
             elif node in self._leading and self._may_join(node):
                 self._join(node)
         for node in graph:
-            identity = self._identity(node)
-            # One that leads nowhere still reads what has a pair, so that no tensor is written twice.
-            if identity is not None and (node in self._leading or identity.name in self.tensors):
+            if (identity := self._identity(node)) is not None:
                 self._read(node, [identity])
         self._share()
         order = [*graph.inputs, *(out for node in graph for out in node.outputs)]
@@ -111,7 +109,8 @@ class InputPlacer:
 
     def _is_branch(self, value: ir.Value) -> bool:
         producer = value.producer()
-        return producer in self.weighted and len(value.uses()) == 1 and not value.is_graph_output()
+        fused = producer is not None and producer in self.weighted and producer.op_type in ("Conv", "ConvTranspose")
+        return fused and len(value.uses()) == 1 and not value.is_graph_output()
 
     def _share(self) -> None:
         """Give what was only moved the scale of what it was moved from, where both are read as integers."""

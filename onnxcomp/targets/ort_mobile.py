@@ -27,6 +27,5 @@ TARGET = Target(
         arithmetic=frozenset({"Add", "Mul", "Concat"}),
         passing=frozenset({"AveragePool", "MaxPool", "Resize", "Reshape", "Transpose"}),
         conv_ranks=frozenset({2}),
-        fixed_shapes=True,
     ),
 )

@@ -49,7 +49,6 @@ class Scheme:
             (``groups``), or that the runtime fuses into the operator before them (``inputs``).
         bias: Type in which biases are stored.
         conv_ranks: Numbers of spatial axes for which convolutions and pools have an integer kernel.
-        fixed_shapes: Whether the runtime's integer kernels take models of fixed shapes only.
         minimum_opset: The oldest opset in which the form is legal (per-channel scales need 13).
     """
 
@@ -64,7 +63,6 @@ class Scheme:
     pairs: PairStyle = "groups"
     bias: Literal["int32", "float32"] = "int32"
     conv_ranks: frozenset[int] = frozenset({1, 2, 3})
-    fixed_shapes: bool = False
     minimum_opset: int = 13
 
     @property

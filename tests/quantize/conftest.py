@@ -45,10 +45,12 @@ def build() -> Builder:
 def quantize(tmp_path: Path) -> Quantizer:
     """Run the int8 pass on a clone, by default with random data; the result is checked by onnx."""
 
-    def go(model: ir.Model, *, context: dict[str, Any] | None = None, **options: Any) -> tuple[ir.Model, PassReport]:
+    def go(
+        model: ir.Model, *, target: str = "ort-x86", context: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[ir.Model, PassReport]:
         copy = model.clone()
         feeds = open_feeds(_samples(model, 32, 1), model)
-        ready = Context(target=load_target("ort-x86"), workdir=tmp_path, data=feeds, **(context or {}))
+        ready = Context(target=load_target(target), workdir=tmp_path, data=feeds, **(context or {}))
         report = Int8(**options).run(copy, ready)
         onnx.checker.check_model(ir.to_proto(copy), full_check=True)
         return copy, report
@@ -71,6 +73,41 @@ def sqnr() -> Callable[[ir.Model, ir.Model], float]:
         return float(worst)
 
     return measure
+
+
+@pytest.fixture
+def pairs_of() -> Callable[[ir.Model], dict[str, tuple[float, int, str]]]:
+    """Scale, zero point and storage type of every pair, by the name of the tensor that is quantized."""
+
+    def read(model: ir.Model) -> dict[str, tuple[float, int, str]]:
+        found: dict[str, tuple[float, int, str]] = {}
+        for node in model.graph:
+            if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+                continue
+            readers = [user for user, _ in node.outputs[0].uses() if user.op_type == "DequantizeLinear"]
+            assert {_parameters(node)} == {_parameters(reader) for reader in (node, *readers)}
+            found[node.inputs[0].name or ""] = _parameters(node)
+        return found
+
+    return read
+
+
+@pytest.fixture
+def reads_pair() -> Callable[[ir.Model, str], list[bool]]:
+    """For each input of the node of that name, whether it is a dequantized one."""
+
+    def read(model: ir.Model, name: str) -> list[bool]:
+        node = next(n for n in model.graph if n.name == name)
+        producers = [v.producer() if v is not None else None for v in node.inputs]
+        return [p is not None and p.op_type == "DequantizeLinear" for p in producers]
+
+    return read
+
+
+def _parameters(node: ir.Node) -> tuple[float, int, str]:
+    scale, zero = (v.const_value.numpy() for v in node.inputs[1:3] if v is not None and v.const_value is not None)
+    assert scale.shape == () and scale > 0
+    return float(scale), int(zero), str(zero.dtype)
 
 
 def _samples(model: ir.Model, count: int, seed: int) -> dict[str, NDArray[np.float32]]:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from onnxcomp.graph.geometry import Geometry
 from onnxcomp.quantize.correction import conv_shift, product_shift
-from onnxcomp.quantize.parameters import Limits, affine
+from onnxcomp.quantize.parameters import Limits, affine, as_run_here, parameters_for, symmetric, uncut
 from onnxcomp.quantize.weights import bias_floors, quantize_bias, quantize_weight
+from onnxcomp.targets.target import load_target
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -108,3 +109,41 @@ def test_shifts_without_a_known_size_and_of_products() -> None:
     assert conv_shift(error, np.ones(3), geometry, (None,)).tolist() == [3.0, 12.0]
     assert product_shift(error[..., 0], np.ones(3), 0).tolist() == [3.0, 12.0]
     assert product_shift(error[..., 0].T, np.ones(3), 1).tolist() == [3.0, 12.0]
+
+
+@given(finite, finite)
+def test_symmetric_parameters_cover_the_range_and_are_positive(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    parameters = symmetric(low, high)
+    assert (parameters.zero_point, parameters.dtype) == (0, "int8")
+    assert parameters.scale > 0
+    assert 127 * parameters.scale >= max(-low, high, 0.0) * (1 - 1e-6)
+
+
+@given(finite, finite, st.sampled_from([Limits(), Limits(0.0, inf), Limits(0.0, 6.0)]))
+def test_int8_and_uint8_are_one_grid(a: float, b: float, limits: Limits) -> None:
+    unsigned = affine(min(a, b), max(a, b), limits)
+    signed = unsigned.signed()
+    assert (signed.scale, signed.zero_point, signed.dtype) == (unsigned.scale, unsigned.zero_point - 128, "int8")
+    assert signed.unsigned() == unsigned == unsigned.unsigned()
+    assert signed.signed() == signed
+    assert (signed.low, signed.high) == (unsigned.low, unsigned.high)
+    values = np.linspace(1.2 * unsigned.low, 1.2 * unsigned.high, 50, dtype=np.float32)
+    assert np.array_equal(uncut(values, signed), uncut(values, unsigned))
+
+
+def test_the_scheme_decides_on_the_parameters() -> None:
+    schemes = {name: load_target(name).scheme for name in ("ort-x86", "ort-arm", "tensorrt")}
+    found = {
+        name: parameters_for(scheme, -1.0, 3.0, Limits(low=0.0))
+        for name, scheme in schemes.items()
+        if scheme is not None
+    }
+    assert found["ort-x86"] == affine(0.0, 3.0, Limits(low=0.0))
+    assert found["ort-arm"] == found["ort-x86"].signed()
+    assert found["tensorrt"] == symmetric(-1.0, 3.0)
+    tried = {n: as_run_here(s, {"t": found[n]})["t"] for n, s in schemes.items() if s is not None}
+    assert tried == {"ort-x86": found["ort-x86"], "ort-arm": found["ort-x86"], "tensorrt": found["tensorrt"]}
+    assert symmetric(0.0, 0.0).scale == pytest.approx(1 / 127)
+    with pytest.raises(ValueError, match="not finite"):
+        symmetric(-inf, 0.0)
