@@ -133,17 +133,12 @@ def test_int8_and_uint8_are_one_grid(a: float, b: float, limits: Limits) -> None
 
 
 def test_the_scheme_decides_on_the_parameters() -> None:
-    schemes = {name: load_target(name).scheme for name in ("ort-x86", "ort-arm", "tensorrt")}
-    found = {
-        name: parameters_for(scheme, -1.0, 3.0, Limits(low=0.0))
-        for name, scheme in schemes.items()
-        if scheme is not None
-    }
-    assert found["ort-x86"] == affine(0.0, 3.0, Limits(low=0.0))
-    assert found["ort-arm"] == found["ort-x86"].signed()
-    assert found["tensorrt"] == symmetric(-1.0, 3.0)
-    tried = {n: as_run_here(s, {"t": found[n]})["t"] for n, s in schemes.items() if s is not None}
-    assert tried == {"ort-x86": found["ort-x86"], "ort-arm": found["ort-x86"], "tensorrt": found["tensorrt"]}
+    schemes = [load_target(name).scheme for name in ("ort-x86", "ort-arm", "tensorrt")]
+    found = [parameters_for(scheme, -1.0, 3.0, Limits(low=0.0)) for scheme in schemes if scheme is not None]
+    unsigned = affine(0.0, 3.0, Limits(low=0.0))
+    assert found == [unsigned, unsigned.signed(), symmetric(-1.0, 3.0)]
+    tried = [as_run_here(s, {"t": p})["t"] for s, p in zip(schemes, found, strict=True) if s is not None]
+    assert tried == [unsigned, unsigned, symmetric(-1.0, 3.0)]
     assert symmetric(0.0, 0.0).scale == pytest.approx(1 / 127)
     with pytest.raises(ValueError, match="not finite"):
         symmetric(-inf, 0.0)

@@ -50,11 +50,11 @@ def test_arm_stores_what_x86_stores_128_lower(residual: ir.Model, quantize: Quan
 
 def test_arm_and_x86_compute_the_same_numbers(residual: ir.Model, quantize: Quantizer) -> None:
     feed = {"x": np.random.default_rng(5).standard_normal((1, 8, 8, 8)).astype(np.float32)}
-    results = [
+    x86, arm = (
         run(open_session(quantize(residual, target=target)[0], optimize="off"), feed)[0]
         for target in ("ort-x86", "ort-arm")
-    ]
-    assert np.array_equal(*results)
+    )
+    assert np.array_equal(x86, arm)
 
 
 def test_all_of_arm_fuses_where_int8_is_allowed(residual: ir.Model, quantize: Quantizer, sqnr: Sqnr) -> None:
