@@ -15,10 +15,22 @@ import onnx_ir as ir
 
 from onnxcomp.guards import MAX_IR_VERSION, MAX_OPSET
 from onnxcomp.legality.finding import Breach, Rule, Subject, label
-from onnxcomp.legality.pairs import WEIGHTED, Quantizer, dequantizer, is_pair, output_axis, quantizers, reads_quantized
+from onnxcomp.legality.pairs import (
+    WEIGHTED,
+    Quantizer,
+    dequantizer,
+    is_pair,
+    output_axis,
+    quantizers,
+    readers,
+    reads_quantized,
+)
 
 __all__ = ["ORT_RULES", "activation_types"]
 
+_MOVING = frozenset(
+    {"MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
+)
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -71,13 +83,21 @@ def _is_group(node: ir.Node) -> bool:
 
 
 def _zero_point(subject: Subject) -> Iterator[Breach]:
-    """A pair without an explicit zero point does not fuse [qdq_util.cc IsQDQPairSupported]; verified."""
+    """Pairs of an operator that only moves values need explicit zero points [qdq_util.cc IsQDQPairSupported], and so do
+    pairs of another type than uint8: with ``output_dtype`` alone they stay float on x86 and do not load on ARM;
+    verified."""
     for pair in quantizers(subject.nodes):
-        if not pair.zero_given:
-            remedy = "give it a scalar zero point of the storage type as an initializer"
-            yield Breach(
-                label(pair.node), f"{pair.node.op_type} has no zero-point input, so that it fuses nowhere", remedy
-            )
+        if pair.zero_given or pair.weight or not (pair.storage != ir.DataType.UINT8 or _at_moving(pair.node)):
+            continue
+        what = f"{pair.node.op_type} has no zero-point input, so that it does not fuse"
+        yield Breach(label(pair.node), what, "give it a scalar zero point of the storage type as an initializer")
+
+
+def _at_moving(node: ir.Node) -> bool:
+    """Whether a Q follows, or a DQ feeds, an operator that only moves values."""
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    near = [source] if node.op_type == "QuantizeLinear" else readers(node.outputs[0])
+    return any(other is not None and other.op_type in _MOVING for other in near)
 
 
 def _bias(subject: Subject) -> Iterator[Breach]:

@@ -75,4 +75,5 @@ def _place(finding: Finding) -> str:
 
 
 def _others(found: Sequence[Finding]) -> str:
-    return "" if len(found) == 1 else f" (and at {len(found) - 1} more places)"
+    more = len(found) - 1
+    return "" if not more else f" (and at {more} more place{'' if more == 1 else 's'})"
