@@ -22,6 +22,7 @@ from onnxcomp.cli.comparison import compare
 from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
 from onnxcomp.cli.optimization import optimize
+from onnxcomp.cli.retargeting import retarget
 from onnxcomp.cli.talk import DEBUG, printable
 from onnxcomp.errors import OnnxcompError
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, calibrate, inspect, passes, compare, check):
+for _command in (optimize, calibrate, inspect, passes, compare, check, retarget):
     cli.add_command(_command)
 
 

@@ -1,0 +1,214 @@
+"""One calibrated int8 model, written for another target.
+
+Targets whose schemes differ in the type of activations alone (ONNX Runtime on x86 and on ARM) get the same file with
+zero points moved by 128: the outputs are bit-identical before the runtime optimises. For other targets the pairs are
+placed anew, by the target's own scheme, with the ranges that the model carries (:mod:`onnxcomp.quantize.carried`) or,
+in a model of another tool, those of the pairs it has; weights keep their codes and scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxcomp import modelio
+from onnxcomp.errors import InputError
+from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.fold.constants import lift_constants
+from onnxcomp.quantize.carried import TARGET, CarriedRange, carried, carry
+from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
+from onnxcomp.quantize.flip import flip
+from onnxcomp.quantize.fusing import Placement
+from onnxcomp.quantize.integers import constant_of, is_pair, quantizers, stored_type
+from onnxcomp.quantize.parameters import parameters_for
+from onnxcomp.quantize.placement import place
+from onnxcomp.quantize.plan import Plan
+from onnxcomp.quantize.strip import Stripped, strip
+from onnxcomp.targets.target import Scheme, Target, load_target, target_names
+
+__all__ = ["Retargeted", "retarget"]
+
+_OPERATORS = ("QLinear", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "DynamicQuantize")
+
+
+@dataclass(frozen=True)
+class Retargeted:
+    """What :func:`retarget` returns. Nothing is written until :meth:`save`.
+
+    Attributes:
+        model: The model.
+        source: Name of the target whose scheme the model followed.
+        target: Name of the target whose scheme it follows now.
+        summary: What was done, in words.
+        exact: Whether the outputs are bit-identical before the runtime optimises.
+        notes: What the user should know.
+    """
+
+    model: ir.Model
+    source: str
+    target: str
+    summary: str
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the model, atomically (raises as `modelio.save`)."""
+        modelio.save(self.model, path)
+
+
+def retarget(model: str | Path | ir.Model | onnx.ModelProto, target: str) -> Retargeted:
+    """Write an int8 model in QDQ form for another target; no data are needed.
+
+    Args:
+        model: A path, an onnx-ir model or a ModelProto, quantized by onnxcomp or in QDQ form by another tool; never
+            modified.
+        target: The target.
+
+    Raises:
+        InputError: The target has no int8 form, the model has no quantized activations or is in QOperator form, or
+            ranges are missing; the message says what to do.
+        ModelError: The model cannot be read, or holds integers outside of pairs.
+    """
+    aim = load_target(target)
+    loaded = _loaded(model)
+    if aim.scheme is None:
+        raise InputError(aim.no_int8)
+    _check_form(loaded, target)
+    copy = loaded.clone()
+    lift_constants(copy)
+    source = _source(copy)
+    assert source.scheme is not None, "_source returns a target with a scheme"
+    if _same_placement(source.scheme, aim.scheme):
+        return _flipped(copy, source, aim, aim.scheme)
+    return _placed_anew(copy, source, aim, aim.scheme)
+
+
+def _loaded(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
+    if isinstance(model, ir.Model):
+        return model
+    return modelio.from_proto(model) if isinstance(model, onnx.ModelProto) else modelio.load(model)
+
+
+def _check_form(model: ir.Model, target: str) -> None:
+    """Raise InputError where the model is not in QDQ form."""
+    for node in model.graph.all_nodes():
+        if node.op_type.startswith(_OPERATORS):
+            raise InputError(
+                f"{node.name or node.op_type!r} is a {node.op_type}: the model is in QOperator or dynamic form, which"
+                f" cannot be retargeted;\nquantize the float model again: onnxcomp optimize -p int8 --target {target}"
+            )
+    if not quantizers(model):
+        raise InputError(
+            "the model has no quantized activations: there is nothing to retarget;"
+            f" onnxcomp optimize -p int8 --target {target} quantizes it"
+        )
+
+
+def _source(model: ir.Model) -> Target:
+    """The target that the model was written for; of another tool's model, the one whose form it has."""
+    name = model.metadata_props.get(TARGET)
+    if name in target_names() and load_target(name).scheme is not None:
+        return load_target(name)
+    pairs = quantizers(model)
+    layers = [node for node in model.graph if node.op_type == "Conv" and _reads_integers(node)]
+    if all(_is_symmetric(pair) for pair in pairs) and not all(_writes_integers(node) for node in layers):
+        return load_target("tensorrt")
+    unsigned = any(stored_type(node) == ir.DataType.UINT8 for node in pairs)
+    return load_target("ort-x86" if unsigned else "ort-arm")
+
+
+def _reads_integers(node: ir.Node) -> bool:
+    return any(is_pair(v.producer(), "DequantizeLinear") for v in node.inputs[:1] if v is not None)
+
+
+def _writes_integers(node: ir.Node) -> bool:
+    return any(is_pair(user, "QuantizeLinear") for user, _ in node.outputs[0].uses())
+
+
+def _is_symmetric(node: ir.Node) -> bool:
+    zero = constant_of(node.inputs[2] if len(node.inputs) > 2 else None)
+    return stored_type(node) == ir.DataType.INT8 and (zero is None or not zero.any())
+
+
+def _same_placement(one: Scheme, other: Scheme) -> bool:
+    return replace(one, activation=other.activation) == other
+
+
+def _flipped(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Retargeted:
+    count = flip(model, scheme.activation)
+    if TARGET in model.metadata_props:
+        model.metadata_props[TARGET] = aim.name
+    if not count:
+        return Retargeted(model, source.name, aim.name, f"its activations were {scheme.activation} already", True)
+    summary = f"{count} tensors of integers are {scheme.activation} now, on the same grids"
+    return Retargeted(model, source.name, aim.name, summary, True)
+
+
+def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Retargeted:
+    assert source.scheme is not None, "checked by retarget"
+    stripped = strip(model)
+    found = stripped.model
+    left_float = _left_float(stripped, source.scheme)
+
+    def refuse(node: ir.Node) -> str | None:
+        return "float in the model that was given" if origin_of(node) in left_float else None
+
+    plan = Placement(found, scheme, refuse).of(found)
+    if not plan.weighted:
+        reason = f": {plan.skips[0].site!r}: {plan.skips[0].reason}" if plan.skips else ""
+        raise InputError(f"{aim.name} would quantize nothing in this model{reason}")
+    ranges = _ranges(model, stripped, plan, aim)
+    parameters = {
+        root: parameters_for(scheme, *_ends(ranges[root], scheme), plan.tensors[root].limits) for root in plan.roots
+    }
+    known, fresh = _known(stripped, plan)
+    emit(found, plan, parameters, lambda node: WeightRules(8, "minmax", False), known=known, pass_name="retarget")
+    carry(found, carried(model) or ranges, aim.name)
+    notes = [f"{len(left_float)} layers are float, as they were in the model given"] if left_float else []
+    if fresh:
+        notes.append(f"{fresh} weights were rounded afresh: they were float or had zero points")
+    summary = f"{len(plan.weighted)} layers with weights and {len(plan.others)} others placed by {aim.name}'s scheme"
+    return Retargeted(found, source.name, aim.name, summary, False, tuple(notes))
+
+
+def _left_float(stripped: Stripped, scheme: Scheme) -> set[str]:
+    """Sites that the source's scheme would have quantized and that are float all the same: someone wanted that."""
+    plan = place(stripped.model, scheme)
+    return {w.site for w in plan.weighted if w.weight.name not in stripped.codes}
+
+
+def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, int]:
+    """The codes of the plan's weights, and how many of these have none."""
+    known: WeightCache = {}
+    fresh = 0
+    for w in plan.weighted:
+        codes = stripped.codes.get(w.weight.name or "")
+        weight = codes.of(w) if codes is not None else None
+        if weight is None:
+            fresh += 1
+        else:
+            known[(w.weight.name, w.axis, 8, "minmax")] = weight
+    return known, fresh
+
+
+def _ranges(model: ir.Model, stripped: Stripped, plan: Plan, aim: Target) -> dict[str, CarriedRange]:
+    """Every range that is known: those that the model carries, and for other tensors those of their pairs."""
+    known: dict[str, CarriedRange] = {
+        name: CarriedRange(low, high, max(-low, high)) for name, (low, high) in stripped.ranges.items()
+    }
+    known |= carried(model) or {}
+    missing = [root for root in plan.roots if root not in known]
+    if missing:
+        raise InputError(
+            f"{aim.name} quantizes {len(missing)} tensors whose ranges the model does not carry, such as"
+            f" {missing[0]!r}: it was not written by onnxcomp, or was changed since;\n"
+            f"quantize the float model instead: onnxcomp optimize -p int8 --target {aim.name}"
+        )
+    return known
+
+
+def _ends(entry: CarriedRange, scheme: Scheme) -> tuple[float, float]:
+    return (-entry.peak, entry.peak) if scheme.symmetric else (entry.low, entry.high)

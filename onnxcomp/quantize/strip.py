@@ -1,0 +1,234 @@
+"""From a model in QDQ form back to the float model, with the integers of its weights kept aside.
+
+Weights and biases become the numbers that the runtime computes with, exactly. The codes and scales of the weights are
+kept, so that writing the model again does not round them a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcomp.errors import ModelError
+from onnxcomp.graph.edit import add_initializer, names_of, unique_name
+from onnxcomp.graph.fold import fold
+from onnxcomp.graph.fold.constants import lift_constants
+from onnxcomp.graph.fold.dead import drop_dead
+from onnxcomp.graph.sites import is_default_domain
+from onnxcomp.quantize.integers import Pair, constant_of, dequantizers, integer_values, is_pair, quantizers, stored_type
+from onnxcomp.quantize.weighted import WEIGHTED, Weighted
+from onnxcomp.quantize.weights import QuantizedWeight
+
+__all__ = ["Codes", "Stripped", "strip"]
+
+_SUFFIX = ".quantized"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """A weight as it was stored: int8 codes of zero point 0, float32 scales [] or [channels] along `axis`."""
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int
+    restored: NDArray[np.float32]
+
+    def of(self, w: Weighted) -> QuantizedWeight | None:
+        """The codes for a node; None where they do not fit it, or its weight has changed since."""
+        content = constant_of(w.weight)
+        per_channel = self.scales.ndim == 1 and self.scales.size > 1
+        if content is None or not np.array_equal(content, self.restored) or (per_channel and self.axis != w.axis):
+            return None
+        count = self.values.shape[w.axis]
+        return QuantizedWeight(self.values, np.array(np.broadcast_to(self.scales.reshape(-1), count)), w.axis)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stripped:
+    """A float model and what its integers were.
+
+    Attributes:
+        model: The float model, in canonical form.
+        codes: Weights as they were stored, by the name of the float initializer.
+        ranges: What the pairs of activations could represent, (low, high), by tensor name.
+    """
+
+    model: ir.Model
+    codes: Mapping[str, Codes]
+    ranges: Mapping[str, tuple[float, float]]
+
+
+def strip(model: ir.Model) -> Stripped:
+    """Return the float model behind a model in QDQ form, which is not modified.
+
+    Weights without a quantized activation beside them keep their form.
+
+    Raises:
+        ModelError: An operator computes on integers outside of a pair, they are an input or an output of the model,
+            or a scale or zero point is not constant.
+    """
+    copy = model.clone()
+    lift_constants(copy)
+    constants = [node for node in dequantizers(copy) if _constant_codes(node) is not None and _beside_integers(node)]
+    codes: dict[str, Codes] = {}
+    taken = names_of(copy.graph)
+    for node in constants:
+        _restore(copy.graph, node, codes, taken)
+    ranges = _strip_activations(copy, taken)
+    drop_dead(copy)
+    fold(copy)
+    return Stripped(copy, codes, ranges)
+
+
+def _strip_activations(model: ir.Model, taken: set[str]) -> dict[str, tuple[float, float]]:
+    starts = quantizers(model)
+    values = integer_values(node.outputs[0] for node in starts)
+    inside = set(values)
+    pads = dict.fromkeys(
+        user for value in values for user, index in value.uses() if user.op_type == "Pad" and not index
+    )
+    fills = {pad: _fill(pad) for pad in pads}
+    ends = [node for node in dequantizers(model) if node.inputs[0] in inside]
+    ranges: dict[str, tuple[float, float]] = {}
+    for node in starts:
+        source = node.inputs[0]
+        assert source is not None, "a QuantizeLinear reads something"
+        ranges |= _range(node, source)
+        _reroute(node.outputs[0], source)
+    for value in values:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        name = value.name or ""
+        if not is_pair(value.producer(), "QuantizeLinear") and name.endswith(_SUFFIX):
+            value.name = unique_name(model.graph, name.removesuffix(_SUFFIX), taken)
+    for pad, fill in fills.items():
+        _refill(model.graph, pad, fill, taken)
+    for node in ends:
+        _bypass(model.graph, node, taken)
+    return ranges
+
+
+def _range(node: ir.Node, source: ir.Value) -> dict[str, tuple[float, float]]:
+    """What an activation's pair can represent: 255 levels where it is symmetric."""
+    pair = Pair.of(node)
+    if pair.scale.size != 1 or not source.name:
+        return {}
+    dtype = stored_type(node)
+    if dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return {}
+    scale, zero = float(pair.scale.reshape(())), int(pair.zero_point.reshape(()))
+    bottom = 0 if dtype == ir.DataType.UINT8 else -128
+    low = -127 if zero == 0 and bottom else bottom - zero
+    return {source.name: (low * scale, (bottom + 255 - zero) * scale)}
+
+
+def _fill(pad: ir.Node) -> float:
+    """The value that a Pad on integers puts around them, dequantized."""
+    fill = constant_of(pad.inputs[2] if len(pad.inputs) > 2 else None)
+    source = pad.inputs[0]
+    while source is not None and not is_pair(source.producer(), "QuantizeLinear"):
+        producer = source.producer()
+        source = producer.inputs[0] if producer is not None else None
+    producer = source.producer() if source is not None else None
+    if producer is None:
+        raise ModelError(f"{pad.name or 'Pad'!r} pads integers that are not written by a QuantizeLinear")
+    pair = Pair.of(producer)
+    code = 0 if fill is None else int(fill.reshape(()))
+    return (code - int(pair.zero_point.reshape(()))) * float(pair.scale.reshape(()))
+
+
+def _refill(graph: ir.Graph, pad: ir.Node, fill: float, taken: set[str]) -> None:
+    if len(pad.inputs) < 3 and not fill:
+        return
+    pad.resize_inputs(max(3, len(pad.inputs)))
+    constant = None
+    if fill:
+        name = unique_name(graph, f"{pad.name or 'pad'}.fill", taken)
+        constant = add_initializer(graph, name, np.array(fill, np.float32))
+    pad.replace_input_with(2, constant)
+
+
+def _reroute(old: ir.Value, new: ir.Value) -> None:
+    """Let the readers of one value read another."""
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, new)
+
+
+def _bypass(graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:
+    """Let the readers of a DequantizeLinear read what was quantized; an output of the graph keeps its name."""
+    source, result = node.inputs[0], node.outputs[0]
+    assert source is not None, "a DequantizeLinear reads something"
+    name, output = result.name or "", result.is_graph_output()
+    _reroute(result, source)
+    if not output:
+        return
+    result.name = unique_name(graph, f"{name}.dequantized", taken)
+    if source.is_graph_input() or source.is_graph_output() or source.is_initializer():
+        identity = ir.node("Identity", [source])
+        graph.insert_after(node, [identity])
+        identity.outputs[0].type, identity.outputs[0].shape = result.type, result.shape
+        source = identity.outputs[0]
+    source.name = name
+    source.doc_string = result.doc_string
+    source.metadata_props.update(result.metadata_props)
+    for index, value in enumerate(graph.outputs):
+        if value is result:
+            graph.outputs[index] = source
+
+
+def _constant_codes(node: ir.Node) -> NDArray[np.int64] | None:
+    """The integers that a DequantizeLinear reads; None where they are not constant, or have scales by the block."""
+    if node.attributes.get_int("block_size", 0) or node.inputs[0] is None:
+        return None
+    stored: ir.Value | None = node.inputs[0]
+    producer = node.inputs[0].producer()
+    if producer is not None and is_default_domain(producer, "Cast"):
+        stored = producer.inputs[0]
+    elif producer is not None and is_pair(producer, "QuantizeLinear"):
+        return _rounded(producer)
+    array = constant_of(stored)
+    return None if array is None else array.astype(np.int64)
+
+
+def _rounded(node: ir.Node) -> NDArray[np.int64] | None:
+    """What a QuantizeLinear makes of a constant when the model is loaded."""
+    array = constant_of(node.inputs[0])
+    dtype = stored_type(node)
+    if array is None or dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return None
+    scale, zero = Pair.of(node).along(array.ndim)
+    limits = np.iinfo(dtype.numpy())
+    codes: NDArray[np.int64] = np.clip(np.rint(array.astype(np.float32) / scale) + zero, limits.min, limits.max).astype(
+        np.int64
+    )
+    return codes
+
+
+def _beside_integers(node: ir.Node) -> bool:
+    """Whether every reader of a dequantized constant reads a dequantized activation too."""
+    uses = [user for user, _ in node.outputs[0].uses()]
+    return bool(uses) and all(_reads_activation(user.inputs) for user in uses)
+
+
+def _reads_activation(values: Iterable[ir.Value | None]) -> bool:
+    producers = (value.producer() for value in values if value is not None)
+    return any(p is not None and is_pair(p, "DequantizeLinear") and _constant_codes(p) is None for p in producers)
+
+
+def _restore(graph: ir.Graph, node: ir.Node, codes: dict[str, Codes], taken: set[str]) -> None:
+    """Replace a dequantized constant by an initializer."""
+    array, pair = _constant_codes(node), Pair.of(node)
+    assert array is not None, "asked before"
+    scale, zero = pair.along(array.ndim)
+    restored: NDArray[np.float32] = ((array - zero).astype(np.float32) * scale).astype(np.float32)
+    owner = node.graph if isinstance(node.graph, ir.Graph) else graph
+    base = (node.inputs[0].name if node.inputs[0] is not None else None) or "constant"
+    name = unique_name(owner, base.removesuffix(_SUFFIX), taken)
+    is_weight = any(user.op_type in WEIGHTED and index == 1 for user, index in node.outputs[0].uses())
+    value = add_initializer(owner, name, restored)
+    _reroute(node.outputs[0], value)
+    if is_weight and not pair.zero_point.any() and -128 <= array.min(initial=0) <= array.max(initial=0) <= 127:
+        codes[name] = Codes(array.astype(np.int8), pair.scale, pair.axis, restored)
