@@ -12,13 +12,14 @@ from onnxcomp.contract import Context, Pass, PassReport, Value
 from onnxcomp.errors import InputError, OptionError
 from onnxcomp.options import Bounds, replace_options
 from onnxcomp.quantize.layers import Layers, Settings
+from onnxcomp.quantize.overrides import check_names, read_overrides, tensor_names
 from onnxcomp.quantize.rewrite import quantize, rehearse
 
 __all__ = ["Int8"]
 
 _PERCENTILE = 99.99
 # What a recipe cannot say of a single layer: all are calibrated in one run over the data.
-_WHOLE_MODEL = ("samples",)
+_WHOLE_MODEL = ("samples", "overrides")
 _IDLE_PERCENTILE = "int8.percentile counts with calibration=percentile only; give that as well{}"
 
 
@@ -42,6 +43,8 @@ class Int8(Pass):
         reduce_range: 7-bit weights; ``auto``: where this processor's int8 products saturate (x86 without VNNI) and the
             model is for it.
         samples: Calibrate on at most that many samples; 0 takes all.
+        overrides: JSON file of tensors whose scale and zero point, range or weight scales are given: the
+            TensorQuantOverrides of onnxruntime. What the target cannot hold is refused.
 
     Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
@@ -57,6 +60,7 @@ class Int8(Pass):
     bias_correction: Literal["auto", "on", "off"] = "auto"
     reduce_range: Literal["auto", "on", "off"] = "auto"
     samples: Annotated[int, Bounds(0)] = 0
+    overrides: str = ""
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError where the target has no int8 scheme, or an option is given that would count for nothing."""
@@ -72,12 +76,11 @@ class Int8(Pass):
                 raise OptionError(_IDLE_PERCENTILE.format(f" for the layer {override.match!r}"))
             whole = [name for name in options if name in _WHOLE_MODEL]
             if whole:
-                raise OptionError(
-                    f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r}:"
-                    " all layers are calibrated on the same samples"
-                )
+                raise OptionError(f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r}")
         if self.percentile != _PERCENTILE and not by_percentile:
             raise OptionError(_IDLE_PERCENTILE.format(""))
+        if self.overrides:
+            check_names(read_overrides(self.overrides), tensor_names(model), self.overrides)
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize in place."""
@@ -104,4 +107,5 @@ class Int8(Pass):
             self.bias_correction,
             self.reduce_range,
             self.samples or None,
+            self.overrides,
         )

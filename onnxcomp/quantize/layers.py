@@ -31,6 +31,7 @@ class Settings:
     bias_correction: Switch
     reduce_range: Switch
     samples: int | None
+    overrides: str = ""
 
 
 # From the options that a recipe gives a layer to all of its settings; raises OptionError.

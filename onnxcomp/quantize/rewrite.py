@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,11 +16,14 @@ from onnxcomp.errors import InputError
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes
+from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
 from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
 from onnxcomp.quantize.fusing import Placement, emit_made_up
+from onnxcomp.quantize.given import Given, given_by
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
+from onnxcomp.quantize.overrides import TensorOverride, read_overrides
 from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
@@ -52,12 +56,14 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     layers = replace(layers, synthetic=observed.synthetic)
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)
-    tried = _ranges(plan, histograms, layers)
-    known: WeightCache = {}
+    given = given_by(_overrides(layers), model, plan, layers.rules)
+    tried = [given.ranges(plan, ranges) for ranges in _ranges(plan, histograms, layers)]
+    known: WeightCache = dict(given.weights)
     ranges = tried[0]
     if len(tried) > 1 and observed.feeds is not None:
-        ranges = tried[_closest(model, placement, observed.feeds, tried, layers, means, known)]
-    parameters = _parameters(plan, ranges)
+        ranges = tried[_closest(model, placement, observed.feeds, tried, layers, means, known, given)]
+    parameters = _parameters(plan, ranges, given)
+    given.check_biases(plan, parameters)
     errors = predicted_errors(
         plan,
         histograms,
@@ -76,9 +82,18 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         )
         errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
-    notes = (*observed.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
+    notes = (*observed.notes, *given.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
     emit(model, plan, parameters, layers.rules, means, known=known)
+    carry(model, _carried(plan, observed, ranges, layers), context.target.name)
     return PassReport(changed, skips, notes)
+
+
+def _carried(plan: Plan, observed: Observed, ranges: Mapping[str, Range], layers: Layers) -> dict[str, CarriedRange]:
+    """What other targets need to know; tensors that only they quantize get the rule that most of the others have."""
+    usual = Counter(chosen.method for chosen in ranges.values()).most_common(1)[0][0]
+    percentile = layers.whole.percentile
+    symmetric = plan.scheme.symmetric
+    return ranges_of_tensors(observed.histograms, ranges, symmetric=symmetric, method=usual, percentile=percentile)
 
 
 def rehearse(model: ir.Model, context: Context, layers: Layers) -> ir.Model:
@@ -118,8 +133,14 @@ def _range(plan: Plan, histogram: Histogram, method: Method, percent: float = 99
     return choose_range(histogram, method, percent=percent, levels=scheme.levels, symmetric=scheme.symmetric)
 
 
-def _parameters(plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Parameters]:
-    return {name: parameters_for(plan.scheme, r.low, r.high, plan.tensors[name].limits) for name, r in ranges.items()}
+def _parameters(plan: Plan, ranges: Mapping[str, Range], given: Given) -> dict[str, Parameters]:
+    scheme, tensors = plan.scheme, plan.tensors
+    own = given.parameters(plan, ranges)
+    return {n: own.get(n) or parameters_for(scheme, r.low, r.high, tensors[n].limits) for n, r in ranges.items()}
+
+
+def _overrides(layers: Layers) -> Mapping[str, TensorOverride]:
+    return read_overrides(layers.whole.overrides) if layers.whole.overrides else {}
 
 
 def _means(plan: Plan, observed: Observed, layers: Layers) -> Means:
@@ -137,13 +158,14 @@ def _closest(
     layers: Layers,
     means: Means,
     known: WeightCache,
+    given: Given,
 ) -> int:
     """Which ranges bring the outputs closest to the original's on a few samples, on real kernels."""
     models: list[ir.Model] = []
     for ranges in tried:
         copy = model.clone()
         plan = placement.of(copy)
-        emit(copy, plan, as_run_here(plan.scheme, _parameters(plan, ranges)), layers.rules, means, known=known)
+        emit(copy, plan, as_run_here(plan.scheme, _parameters(plan, ranges, given)), layers.rules, means, known=known)
         models.append(copy)
     errors = output_errors(model, models, feeds, limit=_TRIAL_SAMPLES, threads=layers.context.threads)
     return int(np.argmin(errors))
