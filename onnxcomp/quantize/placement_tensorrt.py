@@ -76,7 +76,9 @@ class InputPlacer:
             return False
         data = [v for v in node.inputs if v is not None]
         floats = all(not v.is_initializer() and v.dtype in (None, ir.DataType.FLOAT) for v in data)
-        return floats and any(v in self._fed for v in data) and can_join(node, self.scheme)
+        # The pair behind a Concat moves in front of it all the same.
+        fed = node.op_type == "Concat" or any(v in self._fed for v in data)
+        return floats and fed and can_join(node, self.scheme)
 
     def _join(self, node: ir.Node) -> None:
         """Let a Concat or a pool read and write integers."""
