@@ -184,9 +184,9 @@ def test_a_file_that_is_missing(build: Builder, tmp_path: Path) -> None:
 def test_the_file_that_onnxruntime_takes_gives_the_same_parameters(
     build: Builder, quantize: Quantizer, write: Write, tmp_path: Path
 ) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):
+    class Reader:
         def __init__(self) -> None:
             self.left = [{"x": np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype(np.float32)}]
 
