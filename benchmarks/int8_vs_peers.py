@@ -27,6 +27,8 @@ from peers import DEFAULT, KINDS, tool_of
 from real import images, model_file
 from scenes import SCENES, scenes
 
+from onnxcomp.errors import ModelError
+from onnxcomp.runtime.session import open_session
 from onnxcomp.runtime.timing import interleaved, median_interval
 
 Array = NDArray[Any]
@@ -184,8 +186,8 @@ def for_peers(source: Path, folder: Path) -> Path:
 def loads(path: Path) -> str | None:
     """Why onnxruntime does not load a file; None where it does."""
     try:
-        session(path)
-    except Exception as error:  # the runtime's exceptions have no common base
+        open_session(path)
+    except ModelError as error:
         return str(error).splitlines()[0][:160]
     return None
 
