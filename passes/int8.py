@@ -25,11 +25,13 @@ _IDLE_PERCENTILE = "int8.percentile counts with calibration=percentile only; giv
 
 @dataclass(frozen=True)
 class Int8(Pass):
-    """Compute on 8-bit integers: calibrated uint8 activations and int8 weights, placed so that the runtime fuses them.
+    """Compute on 8-bit integers: calibrated activations and int8 weights, placed so that the runtime fuses them.
 
     Writes QuantizeLinear/DequantizeLinear pairs around Conv, Gemm and MatMul with constant weights and around what lies
-    between them (residual Add, Concat, pools ...). Weights are int8 per output channel, biases int32. What the runtime
-    has no integer kernel for stays float, and so does what lies before the first and behind the last weighted node.
+    between them (residual Add, Concat, pools ...). Weights are int8 per output channel; activations and biases are what
+    the target takes: uint8 and int32 (ort-x86, ort-mobile), int8 and int32 (ort-arm), int8 with zero point 0 and float
+    (tensorrt, where pairs stand at the inputs of layers only). What the runtime has no integer kernel for stays float,
+    and so does what lies before the first and behind the last weighted node.
     Refused, with the reason: weights that are not constant, not float32 or not finite, bodies of If, Loop and Scan,
     models that are quantized already, targets without an int8 form.
 
@@ -61,6 +63,9 @@ class Int8(Pass):
     reduce_range: Literal["auto", "on", "off"] = "auto"
     samples: Annotated[int, Bounds(0)] = 0
     overrides: str = ""
+    rounding: Literal["auto", "nearest", "gram"] = "auto"
+    inputs: Literal["auto", "tensor"] = "auto"
+    weight_bits: Annotated[int, Bounds(2, 8)] = 8
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError where the target has no int8 scheme, or an option is given that would count for nothing."""
@@ -108,4 +113,7 @@ class Int8(Pass):
             self.reduce_range,
             self.samples or None,
             self.overrides,
+            self.rounding,
+            self.inputs,
+            self.weight_bits,
         )
