@@ -10,7 +10,7 @@ from onnxcomp.cli import talk
 from onnxcomp.errors import DataError
 
 if TYPE_CHECKING:
-    from onnxcomp.calibration.statistics import Statistics
+    from onnxcomp.calibration.statsfile import Statistics
 
 __all__ = ["calibrate"]
 
@@ -40,25 +40,25 @@ def calibrate(
     onnxcomp calibrate in.onnx --data images.npz -o in.stats.npz
     onnxcomp optimize in.onnx -p int8 --stats in.stats.npz -o out.onnx
     """
-    from onnxcomp import modelio
-    from onnxcomp.calibration.statistics import save_statistics
-    from onnxcomp.data import Preprocess, open_feeds
-    from onnxcomp.graph.fold import fold
-    from onnxcomp.quantize.observe import gather
+    import onnxcomp
+    from onnxcomp.calibration.statsfile import save_statistics
+    from onnxcomp.data import Preprocess
 
     del seed  # nothing here is drawn at random
     talk.check_model(model)
     talk.check_folder(output, "-o")
     if data is None:
         raise DataError("calibrate needs real data: give --data")
-    with talk.progress_bar(3, quiet) as progress:
-        loaded = modelio.load(model)
-        chosen = None if preprocess is None else Preprocess.parse(preprocess)
-        feeds = open_feeds(data, loaded, preprocess=chosen, shapes=talk.parse_shapes(shapes)).unlabelled()
-        progress("canonicalise")
-        fold(loaded)
+    with talk.progress_bar(1, quiet) as progress:
         progress("calibrate")
-        statistics = gather(loaded, feeds, threads=threads or 1, samples=samples)
+        statistics = onnxcomp.calibrate(
+            model,
+            data,
+            preprocess=None if preprocess is None else Preprocess.parse(preprocess),
+            shapes=talk.parse_shapes(shapes),
+            samples=samples,
+            threads=threads or 1,
+        )
         save_statistics(statistics, output)
     if as_json:
         talk.print_json(_document(statistics, output))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         UnknownPassError,
     )
     from onnxcomp.modelio import load, save
+    from onnxcomp.quantize.calibrate import calibrate
+    from onnxcomp.quantize.retarget import retarget
 
 # ONNX Runtime reads this when it is loaded; otherwise it leaves a session file in the temporary directory and may call
 # home. A compiler does neither. A user who sets the variable is obeyed.
@@ -59,9 +61,11 @@ __all__ = [
     "Skip",
     "SpecError",
     "UnknownPassError",
+    "calibrate",
     "load",
     "open_feeds",
     "optimize",
+    "retarget",
     "save",
 ]
 
@@ -71,6 +75,8 @@ _HOMES = {
     "onnxcomp.cost": ("Cost",),
     "onnxcomp.data": ("Feeds", "open_feeds"),
     "onnxcomp.modelio": ("load", "save"),
+    "onnxcomp.quantize.calibrate": ("calibrate",),
+    "onnxcomp.quantize.retarget": ("retarget",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

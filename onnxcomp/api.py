@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxcomp import modelio
 from onnxcomp.backoff import Outcome, within_budget
 from onnxcomp.budget import Budget
-from onnxcomp.calibration.statistics import Statistics, load_statistics
+from onnxcomp.calibration.statsfile import Statistics, load_statistics
 from onnxcomp.contract import Context, Objective, Override, Pass, SitePass
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Preprocess

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxcomp.calibration.gram import PatchGram
-    from onnxcomp.calibration.statistics import Statistics
+    from onnxcomp.calibration.statsfile import Statistics
     from onnxcomp.data import Feeds
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site

@@ -15,7 +15,7 @@ from onnxcomp.data import Feeds, Preprocess, open_feeds, overlap, synthetic_feed
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime.session import open_session
 
-__all__ = ["DataOptions", "Intake", "take_in"]
+__all__ = ["DataOptions", "Intake", "checked_model", "take_in"]
 
 _FEW = 64
 
@@ -76,13 +76,19 @@ def take_in(model: str | Path | ir.Model | onnx.ModelProto, options: DataOptions
         ModelError: The model cannot be read, or ONNX Runtime does not load it.
         DataError: The data are missing, empty or do not fit.
     """
-    loaded = _loaded(model)
-    _check_runs(loaded, str(model) if isinstance(model, str | Path) else "the model")
+    loaded = checked_model(model)
     data, stand_in, warnings = _calibration(loaded, options)
     scored = None
     if options.eval is not None:
         scored = open_feeds(options.eval, loaded, preprocess=options.preprocess, shapes=options.shapes)
     return Intake(loaded, data, stand_in, scored, (*warnings, *_overlap_warning(data, scored)))
+
+
+def checked_model(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
+    """Load a model and check that the runtime loads it; raises ModelError where either fails."""
+    loaded = _loaded(model)
+    _check_runs(loaded, str(model) if isinstance(model, str | Path) else "the model")
+    return loaded
 
 
 def _loaded(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:

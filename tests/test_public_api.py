@@ -36,9 +36,11 @@ PUBLIC = [
     "Skip",
     "SpecError",
     "UnknownPassError",
+    "calibrate",
     "load",
     "open_feeds",
     "optimize",
+    "retarget",
     "save",
 ]
 

@@ -16,7 +16,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import onnx_ir as ir
 
@@ -29,6 +29,7 @@ __all__ = ["RANGES", "TARGET", "CarriedRange", "carried", "carry", "ranges_of_te
 RANGES = "onnxcomp.ranges"
 TARGET = "onnxcomp.target"
 
+_DEFAULT: Method = "mse"
 _COMPRESSED = "zlib85:"
 _PLAIN_UP_TO = 4096
 # What a compressed text may unpack to: a hostile file must not fill the memory.
@@ -65,6 +66,11 @@ def ranges_of_tensors(
     for name, histogram in histograms.items():
         own = chosen.get(name)
         rule = cast("Method", method if own is None else own.method)
+        if rule not in get_args(Method):  # the user gave the range itself
+            if own is not None:
+                result[name] = CarriedRange(own.low, own.high, max(-own.low, own.high))
+                continue
+            rule = _DEFAULT
         wide = own if own is not None and not symmetric else choose_range(histogram, rule, percent=percentile)
         even = (
             own

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.calibration.ranges import collect_histograms, collect_means
-from onnxcomp.calibration.statistics import Statistics, TensorStatistics
+from onnxcomp.calibration.statsfile import Statistics, TensorStatistics
 from onnxcomp.contract import Context
 from onnxcomp.data import Feeds
 from onnxcomp.data.inputs import model_inputs

@@ -18,6 +18,7 @@ from onnxcomp import modelio
 from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold.constants import lift_constants
+from onnxcomp.intake import checked_model
 from onnxcomp.quantize.carried import TARGET, CarriedRange, carried, carry
 from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
 from onnxcomp.quantize.flip import flip
@@ -73,7 +74,7 @@ def retarget(model: str | Path | ir.Model | onnx.ModelProto, target: str) -> Ret
         ModelError: The model cannot be read, or holds integers outside of pairs.
     """
     aim = load_target(target)
-    loaded = _loaded(model)
+    loaded = checked_model(model)
     if aim.scheme is None:
         raise InputError(aim.no_int8)
     _check_form(loaded, target)
@@ -84,12 +85,6 @@ def retarget(model: str | Path | ir.Model | onnx.ModelProto, target: str) -> Ret
     if _same_placement(source.scheme, aim.scheme):
         return _flipped(copy, source, aim, aim.scheme)
     return _placed_anew(copy, source, aim, aim.scheme)
-
-
-def _loaded(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
-    if isinstance(model, ir.Model):
-        return model
-    return modelio.from_proto(model) if isinstance(model, onnx.ModelProto) else modelio.load(model)
 
 
 def _check_form(model: ir.Model, target: str) -> None:
@@ -149,7 +144,7 @@ def _flipped(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Re
 
 def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Retargeted:
     assert source.scheme is not None, "checked by retarget"
-    stripped = strip(model)
+    stripped = strip(model, own=TARGET in model.metadata_props)
     found = stripped.model
     left_float = _left_float(stripped, source.scheme)
 

@@ -26,6 +26,8 @@ from onnxcomp.quantize.weights import QuantizedWeight
 __all__ = ["Codes", "Stripped", "strip"]
 
 _SUFFIX = ".quantized"
+# What quantizers remove a Relu behind, where the range makes it redundant.
+_SIGNED = frozenset({"Add", "BatchNormalization", *WEIGHTED})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,10 +64,15 @@ class Stripped:
     ranges: Mapping[str, tuple[float, float]]
 
 
-def strip(model: ir.Model) -> Stripped:
+def strip(model: ir.Model, *, own: bool) -> Stripped:
     """Return the float model behind a model in QDQ form, which is not modified.
 
-    Weights without a quantized activation beside them keep their form.
+    Weights without a quantized activation beside them keep their form. Other tools remove a Relu where the zero point
+    behind it does its work; it is put back behind every weighted node and Add whose range has no negative part.
+
+    Args:
+        model: The model.
+        own: Whether onnxcomp wrote it, which leaves every Relu where it is.
 
     Raises:
         ModelError: An operator computes on integers outside of a pair, they are an input or an output of the model,
@@ -78,13 +85,14 @@ def strip(model: ir.Model) -> Stripped:
     taken = names_of(copy.graph)
     for node in constants:
         _restore(copy.graph, node, codes, taken)
-    ranges = _strip_activations(copy, taken)
+    ranges = _strip_activations(copy, taken, own=own)
     drop_dead(copy)
     fold(copy)
     return Stripped(copy, codes, ranges)
 
 
-def _strip_activations(model: ir.Model, taken: set[str]) -> dict[str, tuple[float, float]]:
+def _strip_activations(model: ir.Model, taken: set[str], *, own: bool) -> dict[str, tuple[float, float]]:
+    put_back: dict[ir.Value, ir.Value] | None = None if own else {}
     starts = quantizers(model)
     values = integer_values(node.outputs[0] for node in starts)
     inside = set(values)
@@ -95,9 +103,10 @@ def _strip_activations(model: ir.Model, taken: set[str]) -> dict[str, tuple[floa
     ends = [node for node in dequantizers(model) if node.inputs[0] in inside]
     ranges: dict[str, tuple[float, float]] = {}
     for node in starts:
-        source = node.inputs[0]
-        assert source is not None, "a QuantizeLinear reads something"
-        ranges |= _range(node, source)
+        source = _as_clipped(model.graph, node, put_back, taken)
+        found = _range(node)
+        if found is not None and source.name:
+            ranges[source.name] = found
         _reroute(node.outputs[0], source)
     for value in values:
         value.type = ir.TensorType(ir.DataType.FLOAT)
@@ -111,18 +120,34 @@ def _strip_activations(model: ir.Model, taken: set[str]) -> dict[str, tuple[floa
     return ranges
 
 
-def _range(node: ir.Node, source: ir.Value) -> dict[str, tuple[float, float]]:
-    """What an activation's pair can represent: 255 levels where it is symmetric."""
+def _as_clipped(graph: ir.Graph, node: ir.Node, put_back: dict[ir.Value, ir.Value] | None, taken: set[str]) -> ir.Value:
+    """What a QuantizeLinear reads, behind the Relu that it stands for."""
+    source = node.inputs[0]
+    assert source is not None, "a QuantizeLinear reads something"
+    producer, found = source.producer(), _range(node)
+    if put_back is None or producer is None or producer.op_type not in _SIGNED or found is None or found[0] < 0:
+        return source
+    if source not in put_back:
+        relu = ir.node("Relu", [source])
+        result = relu.outputs[0]
+        result.name = unique_name(graph, f"{source.name}.relu", taken)
+        result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), source.shape
+        relu.name = unique_name(graph, f"{producer.name or source.name}.relu", taken)
+        graph.insert_before(node, [relu])
+        put_back[source] = result
+    return put_back[source]
+
+
+def _range(node: ir.Node) -> tuple[float, float] | None:
+    """What an activation's pair can represent, 255 levels where it is symmetric; None of several scales, or 16 bits."""
     pair = Pair.of(node)
-    if pair.scale.size != 1 or not source.name:
-        return {}
     dtype = stored_type(node)
-    if dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
-        return {}
+    if pair.scale.size != 1 or dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return None
     scale, zero = float(pair.scale.reshape(())), int(pair.zero_point.reshape(()))
     bottom = 0 if dtype == ir.DataType.UINT8 else -128
     low = -127 if zero == 0 and bottom else bottom - zero
-    return {source.name: (low * scale, (bottom + 255 - zero) * scale)}
+    return low * scale, (bottom + 255 - zero) * scale
 
 
 def _fill(pad: ir.Node) -> float:
