@@ -41,9 +41,11 @@ Order = Literal["activation", "natural"]
 
 # Columns that are worked on before the rest of the matrix hears of it.
 _BLOCK = 128
-# Scales are tried from the widest, which clips nothing, down to a quarter of it: at few bits the best one clips a good
-# part of the tail. Where the tail is long they go on down to the mean, which the best scale of a ternary grid is never below.
-_RATIOS = np.linspace(0.0, 1.0, 61)
+# Scales are tried from the widest (0), which clips nothing, to a narrow one (1): at few bits the best clips a good part
+# of the tail. First on a coarse grid, then around the best.
+_COARSE = np.linspace(0.0, 1.0, 13)[1:]
+_FINE = ((-1 / 24, 1 / 24), (-1 / 48, 1 / 48))
+# The narrow end, in units of the widest; where the tail is long it is the mean, the least that a ternary grid wants.
 _NARROWEST = 0.25
 
 
@@ -72,7 +74,8 @@ def nearest(values: Float, levels: Float) -> Float:
     if _is_integer_range(levels):
         return np.clip(np.rint(values), levels[0], levels[-1])
     middles = (levels[1:] + levels[:-1]) / 2
-    return levels[np.searchsorted(middles, values)]
+    chosen: Float = levels[np.searchsorted(middles, values)]
+    return chosen
 
 
 def dequantized(codes: Float, scales: Float) -> Float:
@@ -84,7 +87,8 @@ def dequantized(codes: Float, scales: Float) -> Float:
 def output_error(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
     """(q - m) S (q - m)^T of each row, [R], with q = codes * scales."""
     rest = dequantized(codes, scales) - target
-    return np.einsum("rd,rd->r", rest @ gram, rest)
+    errors: Float = np.einsum("rd,rd->r", rest @ gram, rest)
+    return errors
 
 
 def search_scale(target: Float, levels: Float, gram: Float | None = None, *, block: int = 0) -> Float:
@@ -93,8 +97,9 @@ def search_scale(target: Float, levels: Float, gram: Float | None = None, *, blo
     Args:
         target: [R, d], finite.
         levels: The codes.
-        gram: S, [d, d]; None: the identity, so that the weights' own error counts.
-        block: Columns that share a scale, a divisor of d; what ties a block to the others is not looked at. 0: all.
+        gram: S, [d, d], of which the diagonal counts: the columns that follow make up for what correlates, and scales
+            chosen with the whole of S clip too much (measured). None: the identity, the weights' own error.
+        block: Columns that share a scale, a divisor of d; 0: all.
 
     Returns:
         [R], or [R, d / block].
@@ -103,22 +108,32 @@ def search_scale(target: Float, levels: Float, gram: Float | None = None, *, blo
         d = target.shape[1]
         parts = [slice(start, start + block) for start in range(0, d, block)]
         grams = [None if gram is None else gram[part, part] for part in parts]
-        found = [search_scale(target[:, part], levels, own) for part, own in zip(parts, grams, strict=True)]
-        return np.stack(found, axis=1)
+        per_block = [search_scale(target[:, part], levels, own) for part, own in zip(parts, grams, strict=True)]
+        return np.stack(per_block, axis=1)
+    power = None if gram is None else np.diagonal(gram)
     reach = max(-float(levels[0]), float(levels[-1]))
     magnitudes = np.abs(target)
     widest = magnitudes.max(axis=1, initial=0.0) / reach
     widest[widest <= np.finfo(np.float32).tiny] = 1.0 / reach
     narrowest = np.minimum(_NARROWEST * widest, magnitudes.sum(axis=1) / (max(target.shape[1], 1) * reach))
     narrowest = np.maximum(narrowest, widest * np.finfo(np.float32).eps)
-    best, least = widest.copy(), np.full(len(target), np.inf)
-    for ratio in _RATIOS:
-        scale = widest + ratio * (narrowest - widest)
-        rest = nearest(target / scale[:, None], levels) * scale[:, None] - target
-        error = np.einsum("rd,rd->r", rest if gram is None else rest @ gram, rest)
-        better = error < least
-        best[better], least[better] = scale[better], error[better]
-    return best
+
+    def errors(ratio: Float) -> Float:
+        scale = (widest + ratio * (narrowest - widest))[:, None]
+        rest = nearest(target / scale, levels) * scale - target
+        return np.asarray(np.einsum("rd,rd->r", rest if power is None else rest * power, rest))
+
+    best = np.zeros(len(target))
+    least = errors(best)
+    for offsets in (_COARSE, *_FINE):
+        around = best
+        for offset in offsets:
+            ratio = np.clip(around + offset, 0.0, 1.0)
+            found = errors(ratio)
+            better = found < least
+            best, least = np.where(better, ratio, best), np.where(better, found, least)
+    scales: Float = widest + best * (narrowest - widest)
+    return scales
 
 
 def least_squares_scale(codes: Float, scales: Float, target: Float, gram: Float) -> Float:
