@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxcomp.cost import Cost, stored_bytes
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
@@ -39,10 +42,14 @@ def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
         if positions is None:
             unknown = True
         elif positions:
-            decoded = link.inputs is not None and len(link.inputs) > 1
-            macs += positions * (site.weight.size if decoded else link.constants[0].size)
+            macs += positions * _weight_of(link, site).size
         previous = link.role
     return Cost(parameters, None if unknown else macs, size)
+
+
+def _weight_of(link: Link, site: Site) -> NDArray[np.generic]:
+    """The weight of a link; one that reads it from other links has one like the site's."""
+    return site.weight if link.inputs is not None and len(link.inputs) > 1 else link.constants[0]
 
 
 def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]:
@@ -54,7 +61,7 @@ def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]
     if source is None:
         return None, None
     rank = len(source)
-    kernel = link.constants[0].shape[2:]
+    kernel = _weight_of(link, site).shape[2:]
     strides = _ints(link, "strides", (1,) * rank)
     if link.op_type == "ConvTranspose":
         return tuple(d for d in site.output_shape[2:] if d is not None), prod(source)

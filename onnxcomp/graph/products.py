@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -58,8 +59,8 @@ def product_site(node: ir.Node) -> Site | Skip:
     return Skip(origin_of(node), reason) if reason else _site(node)
 
 
-def rows_of(site: Site, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The input or output of a site as a convolution has it: (N, C, *spatial); of a product (..., C) as (rows, C, 1)."""
+def rows_of(site: Site, array: NDArray[Any]) -> NDArray[Any]:
+    """The input or output of a site as that of a convolution, (N, C, *spatial); of a product (..., C) as (rows, C, 1)."""
     if site.kind in ("Conv", "ConvTranspose"):
         return array
     return array.reshape(-1, array.shape[-1], 1)

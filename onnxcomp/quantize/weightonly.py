@@ -1,0 +1,229 @@
+"""Weights of few bits, activations in float: what the passes int4, int3, ternary, binary and pow2 share.
+
+A pass names its levels and the forms in which codes may be stored; here they are fitted. With data, each layer's weight
+is rounded so that its OUTPUT changes least, given the inputs that the already rounded layers before it produce
+(:mod:`onnxcomp.numeric.rounding`), and the bias takes up the rest of the mean. Without, every scale is the one with the
+least squared error of the weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcomp.calibration.gram import PatchGram
+from onnxcomp.contract import Candidate, Context, PassReport, Saves, SitePass, Skip
+from onnxcomp.errors import InputError
+from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.products import weighted_sites
+from onnxcomp.graph.sites import Site, is_default_domain
+from onnxcomp.numeric.moments import Covariance, Moments, predicted_error, regularised
+from onnxcomp.numeric.rounding import dequantized, nearest, round_rows, search_scale
+from onnxcomp.quantize.forms import Form, block_product, decoded, packed_size
+from onnxcomp.quantize.layout import Layout, block_of, is_product
+from onnxcomp.quantize.storage import admit
+
+__all__ = ["WeightOnly"]
+
+Float = NDArray[np.float64]
+Single = NDArray[np.float32]
+
+# Pull of the least-squares target towards the original weight, relative to the mean input power.
+_PULL = 0.01
+# Entries of a row on which its scale is searched where no data say which entries count.
+_PROBE = 512
+
+
+@dataclass(frozen=True)
+class WeightOnly(SitePass):
+    """Store weights in few bits and compute in float; the base of the passes that do.
+
+    Attributes:
+        rounding: Whether weights are rounded to the nearest level, or so that the layer's output changes least (gram,
+            which takes data); auto: gram where there are data.
+        first_last: Whether the first and the last layer stay float, where rounding costs most; auto: below 4 bits.
+    """
+
+    saves: ClassVar[Saves] = "bytes"
+    kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    # Bits of the widest type that is stored, which decides the opset.
+    storage_bits: ClassVar[int] = 4
+
+    rounding: Literal["auto", "gram", "nearest"] = "auto"
+    first_last: Literal["auto", "keep", "quantize"] = "auto"
+
+    @abstractmethod
+    def levels(self) -> Float:
+        """The codes, increasing."""
+
+    @abstractmethod
+    def forms(self) -> Sequence[Form]:
+        """The forms in which codes may be stored; the smallest one is taken."""
+
+    def product_bits(self) -> int | None:
+        """Bits of the codes of a Gemm or MatMul that the runtime computes on; None where it has no kernel for them."""
+        return None
+
+    def spares_ends(self) -> bool:
+        """Whether first_last=auto keeps the first and the last layer."""
+        return len(self.levels()) < 15
+
+    def block_length(self) -> int:
+        """How many weights of a row share a scale; 0: all."""
+        return 0
+
+    def explicit(self) -> bool:
+        """The name says the bits."""
+        return True
+
+    def wants_gram(self) -> bool:
+        """Whether weights are rounded on data."""
+        return self.rounding != "nearest"
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Raise InputError where the target would not turn the codes into weights at load."""
+        del model
+        if self.rounding == "gram" and context.data is None:
+            raise InputError(f"{self.name}(rounding=gram) needs calibration data: give --data, or use rounding=auto")
+        if context.target.name == "tensorrt":
+            raise InputError(
+                f"{self.name}: TensorRT has no Cast of packed weights; use int8, or fp16 for half the size"
+            )
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        """Raise the opset to the first that has the types, if need be, and rewrite; unchanged models keep theirs."""
+        graph, ir_version, opset = model.graph, model.ir_version, model.opset_imports.get("")
+        reason = admit(model, self.storage_bits)
+        if reason:
+            names = [s.site if isinstance(s, Skip) else s.name for s in weighted_sites(model, self.kinds)]
+            return PassReport(skips=tuple(Skip(n, f"the model's opset {opset} stays: {reason}") for n in names))
+        report = super().run(model, context)
+        if not report.changes:
+            model.graph, model.ir_version = graph, ir_version
+            return report
+        raised = model.opset_imports.get("")
+        note = f"opset raised from {opset} to {raised}, which has the types of the stored weights"
+        return PassReport(report.changes, report.skips, (*report.notes, note) if raised != opset else report.notes)
+
+    def refuse(self, site: Site) -> str | None:
+        """Say why a site stays float."""
+        if (self.first_last == "auto" and self.spares_ends()) or self.first_last == "keep":
+            end = _end(site.node)
+            if end:
+                return f"the {end} layer stays float; first_last=quantize takes it"
+        return None
+
+    def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
+        """Propose the smallest form, its weights rounded to nearest; refit() follows the data."""
+        del context
+        layout = Layout(site, block_of(site, self.block_length()))
+        rows = layout.rows()
+        scales = _plain_scales(rows, self.levels(), layout.block)
+        codes = nearest(rows / _steps(scales, rows), self.levels())
+        error = _relative(dequantized(codes, scales) - rows, rows)
+        candidate = self._candidate(layout, codes, scales, site.bias, error)
+        size = packed_size(list(candidate.chain))
+        if gram is None and size >= site.weight.nbytes + (0 if site.bias is None else site.bias.nbytes):
+            return Skip(site.name, f"too few weights ({site.weight.size:,}) to gain from fewer bits")
+        return [candidate]
+
+    def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
+        """Round so that the outputs come closest to the original's, given the compressed prefix's inputs."""
+        layout = Layout(site, block_of(site, self.block_length()))
+        group = site.geometry.group
+        weights = np.split(layout.rows(), group)
+        biases: list[Single | None] = [None] * group
+        if site.bias is not None:
+            biases = list(np.split(site.bias, group))
+        fits = [
+            self._fit(w, b, m, layout.block, site.kind != "MatMul")
+            for w, b, m in zip(weights, biases, gram.moments(), strict=True)
+        ]
+        codes, scales = (np.concatenate([f[k] for f in fits]) for k in (0, 1))
+        bias = None if site.kind == "MatMul" else np.concatenate([f[2] for f in fits]).astype(np.float32)
+        return self._candidate(layout, codes, scales, bias, float(np.mean([f[3] for f in fits])))
+
+    def _fit(
+        self, weight: Float, bias: Single | None, moments: Moments, block: int, shifted: bool
+    ) -> tuple[Float, Float, Float, float]:
+        """Codes, scales, bias and relative error of one group, from its moments."""
+        complete = moments if moments.has_targets else moments.with_weight(weight, bias)
+        problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
+        target = np.linalg.solve(problem.xx, problem.yx.T).T.astype(np.float64, copy=False)
+        codes, scales = round_rows(target, problem.xx, self.levels(), block=block)
+        restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
+        assert complete.mean_y is not None
+        offset = complete.mean_y - restored @ complete.mean_x if shifted else np.zeros(len(weight))
+        return codes, scales, offset, predicted_error(restored, offset, complete)
+
+    def _candidate(self, layout: Layout, codes: Float, scales: Float, bias: Single | None, error: float) -> Candidate:
+        bits = self.product_bits() if is_product(layout.site) else None
+        if bits is not None:
+            chain = block_product(layout, codes, scales, bias, bits)
+        else:
+            chains = [decoded(layout, codes, scales, bias, form) for form in self.forms()]
+            chain = min(chains, key=packed_size)
+        shared = f"blocks of {layout.block}" if layout.block else "a scale an output channel"
+        summary = f"{len(self.levels())} levels, {shared}"
+        return Candidate(summary, tuple(chain), {"rounding": self.rounding}, error)
+
+
+def _plain_scales(rows: Float, levels: Float, block: int) -> Float:
+    """Scales of least squared error; of long rows a sample of the entries is looked at, and always the largest one."""
+    if block:
+        flat = rows.reshape(-1, block)
+        return search_scale(flat, levels).reshape(len(rows), -1)
+    if rows.shape[1] <= _PROBE:
+        return search_scale(rows, levels)
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
+    probe = np.concatenate([largest, rows[:, :: -(-rows.shape[1] // _PROBE)]], axis=1)
+    return search_scale(probe, levels)
+
+
+def _steps(scales: Float, rows: Float) -> Float:
+    steps: Float = dequantized(np.ones_like(rows), scales)
+    return steps
+
+
+def _relative(difference: Float, reference: Float) -> float:
+    energy = float(np.vdot(reference, reference))
+    return float(np.vdot(difference, difference)) / energy if energy else 0.0
+
+
+def _uncentred(moments: Moments) -> Covariance:
+    """The second moments of a layer without a bias, whose weight alone must give the mean."""
+    assert moments.yx is not None and moments.yy is not None
+    return Covariance(moments.xx, moments.yx, moments.yy)
+
+
+def _end(node: ir.Node) -> str | None:
+    """``first`` where no layer lies before a node, ``last`` where none lies behind it."""
+    if not _reaches(node, forward=False):
+        return "first"
+    return None if _reaches(node, forward=True) else "last"
+
+
+def _reaches(node: ir.Node, *, forward: bool) -> bool:
+    """Whether another weighted layer comes before (or behind) a node."""
+    seen: set[ir.Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if forward:
+            around = [user for value in current.outputs for user, _ in value.uses()]
+        else:
+            around = [p for v in current.inputs if v is not None and (p := v.producer()) is not None]
+        for other in around:
+            if other in seen:
+                continue
+            if is_default_domain(other, "Conv", "ConvTranspose", "Gemm", "MatMul") and origin_of(other):
+                return True
+            seen.add(other)
+            waiting.append(other)
+    return False
