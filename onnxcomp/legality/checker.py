@@ -8,7 +8,7 @@ from importlib import import_module
 import onnx
 import onnx_ir as ir
 
-from onnxcomp.graph.fold.shapes import infer_shapes
+from onnxcomp.graph.fold.shapes import infer_shapes, skeleton
 from onnxcomp.legality.finding import Finding, Rule, Subject
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.targets.target import Target, load_target
@@ -49,9 +49,14 @@ def check_model(
 
 
 def _infer(model: ir.Model) -> str:
-    """Infer shapes and types in place; return why that cannot be done, or nothing."""
+    """Infer shapes and types in place; return why the model is not valid ONNX, or nothing."""
     try:
         infer_shapes(model)
-    except onnx.shape_inference.InferenceError as error:
+        proto = skeleton(model)
+        for output in proto.graph.output:
+            if output.type.HasField("tensor_type"):  # the checker insists on a shape, runtimes do not
+                output.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(proto)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         return str(error).splitlines()[0]
     return ""

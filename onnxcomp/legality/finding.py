@@ -57,7 +57,7 @@ class Subject:
         model: The model, its shapes inferred as far as they can be; rules never modify it.
         target: The target whose rules are asked about.
         known_fates: What the runtime of the target does with the nodes, if the caller knows it.
-        problem: Why shapes and types cannot be inferred; empty where they can.
+        problem: Why the model is not valid ONNX; empty where it is.
     """
 
     model: ir.Model

@@ -35,9 +35,9 @@ _MISSING = _QUANTIZED | frozenset(
 
 
 def _valid(subject: Subject) -> Iterator[Breach]:
-    """The parser infers types and shapes as ONNX does; what does not type-check there is refused."""
+    """The parser reads valid ONNX: known operators and attributes, types and shapes that fit."""
     if subject.problem:
-        yield Breach("", f"the model does not type-check: {subject.problem}", "export it anew")
+        yield Breach("", f"the model is not valid ONNX: {subject.problem}", "export it anew")
 
 
 def _opset(subject: Subject) -> Iterator[Breach]:

@@ -38,7 +38,7 @@ class Groups:
     def __call__(
         self, *swaps: tuple[str, str], runtime: str = "ort", signed: bool = False, opset: int = 17, **changes: Any
     ) -> ir.Model:
-        """The group with pieces of its text swapped and constants changed; constants that nothing reads are left out."""
+        """The group with pieces of its text swapped and constants changed; those that nothing reads are left out."""
         text = _GROUP.replace("TAIL", _TAILS[runtime])
         for old, new in swaps:
             assert old in text, f"{old!r} is not in {text}"
