@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp.errors import InputError
-from onnxcomp.graph.fold.shapes import infer_shapes
+from onnxcomp.graph.fold.shapes import infer_shapes, skeleton
 
 __all__ = ["fix_shapes", "free_inputs"]
 
@@ -25,10 +25,12 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     A symbol that is given a number in one input gets it in every other input and output.
 
     Raises:
-        InputError: There is no such input, the rank or a size differs, or a symbol would get two numbers.
+        InputError: There is no such input, the rank or a size differs, a symbol would get two numbers, or the shapes
+            contradict each other further on.
     """
     inputs = {value.name: value for value in model.graph.inputs if value.name not in model.graph.initializers}
     sizes: dict[str, int] = {}
+    before = _contradiction(model)
     for name, shape in shapes.items():
         if name not in inputs:
             raise InputError(f"--shapes: there is no input {name!r}; the model has {', '.join(map(repr, inputs))}")
@@ -38,6 +40,9 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for value in (*inputs.values(), *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([_bound(dim, sizes) for dim in value.shape])
+    problem = _contradiction(model)
+    if problem and not before:
+        raise InputError(f"--shapes: the model does not go with these shapes: {problem}")
     _infer(model)
 
 
@@ -63,17 +68,22 @@ def _bound(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | str | N
     return None if dim.value is None else sizes.get(dim.value, dim.value)
 
 
+def _contradiction(model: ir.Model) -> str:
+    """What shape inference complains of; empty where all shapes go together."""
+    try:
+        onnx.shape_inference.infer_shapes(skeleton(model), check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        return " ".join(str(error).split())[:200]
+    return ""
+
+
 def _infer(model: ir.Model) -> None:
     """Infer shapes from the inputs; outputs get the numbers that follow, and keep their word where none do."""
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
-    try:
-        known = infer_shapes(model)
-    except onnx.shape_inference.InferenceError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--shapes: the model has no consistent shapes with these inputs: {reason}") from None
+    known = infer_shapes(model)
     for value in model.graph.outputs:
         inferred = known.get(value.name or "")
         if inferred is None:

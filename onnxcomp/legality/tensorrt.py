@@ -111,7 +111,7 @@ def _four_bits(subject: Subject) -> Iterator[Breach]:
     for pair in quantizers(subject.nodes):
         if pair.storage not in _FOUR_BIT:
             continue
-        name = pair.storage.name.lower()
+        name = "int4" if pair.storage == ir.DataType.INT4 else "fp4"
         shape = pair.node.inputs[0].shape if pair.node.inputs[0] is not None else None
         if not pair.weight and pair.storage == ir.DataType.INT4:
             yield Breach(label(pair.node), f"{name} activations", "keep 4 bits for weights; use int8 here")
