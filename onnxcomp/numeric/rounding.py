@@ -281,6 +281,9 @@ def round_rows(
     chosen = search_scale(target, levels, damped, block=block) if scales is None else scales
     codes = gptq(target, chosen, levels, damped, order=order)
     fitted = _damped(gram, 0.0)
+    plain = nearest(target / _spread(chosen, target.shape[1]), levels)
+    worse = output_error(codes, chosen, target, fitted) > output_error(plain, chosen, target, fitted)
+    codes[worse] = plain[worse]  # happens on small rows and few levels
     codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
     for _ in range(rounds if scales is None else 0):
         chosen = least_squares_scale(codes, chosen, target, fitted)
