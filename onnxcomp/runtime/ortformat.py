@@ -2,7 +2,8 @@
 
 Beside ``NAME.ort`` lies ``NAME.required_operators.config``, which a reduced build of the runtime reads. Two styles:
 ``runtime`` keeps plain ONNX operators and notes which fusions may follow at load, for providers such as NNAPI and
-CoreML that take whole subgraphs; ``fixed`` bakes all fusions in, for the CPU provider.
+CoreML that take whole subgraphs; ``fixed`` bakes all fusions in, for the CPU provider. The same model gives the same
+``fixed`` file each time; of a ``runtime`` one the converter writes the notes in no fixed order.
 """
 
 from __future__ import annotations
