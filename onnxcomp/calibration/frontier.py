@@ -160,8 +160,12 @@ def data_input(node: ir.Node) -> str:
 
 
 def lifetimes(graph: ir.Graph, stops: Callable[[ir.Node], bool]) -> dict[str, tuple[int, int]]:
-    """For each value made by a node: the position of its producer and of its last user that leads to a stop."""
+    """For each value made by a node: the position of its producer and of its last user that leads to a stop.
+
+    What is computed from constants alone, such as a dequantized weight, is not kept: it may be replaced on the way.
+    """
     nodes = list(graph)
+    varying = _varying(graph)
     position = {id(inner): index for index, node in enumerate(nodes) for inner in _with_bodies(node)}
     leads = [False] * len(nodes)
     lifetime: dict[str, tuple[int, int]] = {}
@@ -170,10 +174,21 @@ def lifetimes(graph: ir.Graph, stops: Callable[[ir.Node], bool]) -> dict[str, tu
         leads[index] = stops(node)
         for value in node.outputs:
             live = [user for user in (position[id(consumer)] for consumer, _ in value.uses()) if leads[user]]
-            if live and value.name:
+            if live and value.name and node in varying:
                 lifetime[value.name] = (index, max(live))
                 leads[index] = True
     return lifetime
+
+
+def _varying(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes whose results depend on an input of the graph."""
+    values = {value for value in graph.inputs if not value.is_initializer()}
+    found: set[ir.Node] = set()
+    for node in graph:
+        if any(value in values for inner in _with_bodies(node) for value in inner.inputs):
+            found.add(node)
+            values.update(node.outputs)
+    return found
 
 
 def _with_bodies(node: ir.Node) -> Iterator[ir.Node]:

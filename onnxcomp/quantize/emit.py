@@ -56,6 +56,7 @@ def emit(
     *,
     known: WeightCache | None = None,
     pass_name: str = "int8",
+    biased: bool = False,
 ) -> None:
     """Quantize the model in place.
 
@@ -67,6 +68,7 @@ def emit(
         means: Channel means of the inputs of the nodes whose biases are corrected, by tensor name; None: of none.
         known: Weights that were quantized before; updated. For callers that emit several times.
         pass_name: Name of the pass, for provenance.
+        biased: Give every Conv and Gemm a bias, so that one can be fitted later.
     """
     writer = Writer(model.graph, pass_name)
     biases = [_bias(w) for w in plan.weighted]
@@ -90,6 +92,8 @@ def emit(
     for w, rule, bias, shift, scale, weight in zip(plan.weighted, rules, biases, shifts, scales, weights, strict=True):
         writer.write_weight(w, _key(w, rule), weight)
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
+        if corrected is None and biased and w.node.op_type in ("Conv", "Gemm"):
+            corrected = np.zeros(len(weight.scales), np.float32)
         if plan.scheme.bias == "float32":
             if shift is not None and corrected is not None:
                 writer.write_float_bias(w, corrected)

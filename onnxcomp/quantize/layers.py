@@ -32,6 +32,9 @@ class Settings:
     reduce_range: Switch
     samples: int | None
     overrides: str = ""
+    rounding: Literal["auto", "nearest", "gram"] = "auto"
+    inputs: Literal["auto", "tensor"] = "auto"
+    weight_bits: int = 8
 
 
 # From the options that a recipe gives a layer to all of its settings; raises OptionError.
@@ -71,7 +74,13 @@ class Layers:
         """
         own = self.settings(node)
         correct = not self.synthetic if own.bias_correction == "auto" else own.bias_correction == "on"
-        return WeightRules(7 if self._seven(own) else 8, own.weights, correct)
+        bits = min(own.weight_bits, 7) if self._seven(own) else own.weight_bits
+        return WeightRules(bits, own.weights, correct)
+
+    def rounds_by_gram(self, node: ir.Node) -> bool:
+        """Whether the weight of a node is rounded by its Gram; ``auto``: where there are real data."""
+        rounding = self.settings(node).rounding
+        return not self.synthetic if rounding == "auto" else rounding == "gram"
 
     def _seven(self, own: Settings) -> bool:
         return own.reduce_range == "on" or (own.reduce_range == "auto" and self.context.target.host and saturates())

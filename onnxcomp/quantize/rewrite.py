@@ -16,10 +16,12 @@ from onnxcomp.errors import InputError
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes
+from onnxcomp.quantize.accuracy import refined, spread, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
 from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
 from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.given import Given, given_by
+from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
@@ -47,6 +49,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         InputError: The target has no int8 scheme.
         DataError: There are no data, or they do not fit.
     """
+    spreads = spread(model, _scheme(context), context, layers)
     placement = Placement(model, _scheme(context), layers.refusal)
     plan = placement.of(model)
     skips = (*plan.skips, *placement.undone(plan))
@@ -57,7 +60,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)
     given = given_by(_overrides(layers), model, plan, layers.rules)
-    tried = [given.ranges(plan, ranges) for ranges in _ranges(plan, histograms, layers)]
+    tried = [given.ranges(plan, ranges) | spread_ranges(spreads) for ranges in _ranges(plan, histograms, layers)]
     known: WeightCache = dict(given.weights)
     ranges = tried[0]
     if len(tried) > 1 and observed.feeds is not None:
@@ -83,7 +86,11 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
     notes = (*observed.notes, *given.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
-    emit(model, plan, parameters, layers.rules, means, known=known)
+    pair = None if observed.feeds is None else twins_of(model, plan, layers)
+    emit(model, plan, parameters, layers.rules, means, known=known, biased=pair is not None)
+    if observed.feeds is not None:
+        refined(pair, observed.feeds, context, layers)
+    merge(model, spreads)
     carry(model, _carried(plan, observed, ranges, layers), context.target.name)
     return PassReport(changed, skips, notes)
 

@@ -22,6 +22,7 @@ SCHEME = Scheme(
         {"MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
     ),
     stored=frozenset({"Pad"}),
+    channel_inputs=True,
 )
 TARGET = Target(
     name="ort-x86",
