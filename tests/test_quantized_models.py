@@ -66,9 +66,10 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """The model in one of the forms."""
     folder = tmp_path_factory.mktemp("quantized")
     onnx.save(_float_model(), folder / "in.onnx")
-    options = {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8} | FORMS[request.param]
+    options: dict[str, Any] = {"quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8, **FORMS[request.param]}
     method = CalibrationMethod.MinMax
-    quantize_static(folder / "in.onnx", folder / "out.onnx", _Reader(), calibrate_method=method, **options)
+    reader: Any = _Reader()
+    quantize_static(folder / "in.onnx", folder / "out.onnx", reader, calibrate_method=method, **options)
     return onnx.load(folder / "out.onnx")
 
 
