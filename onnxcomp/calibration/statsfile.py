@@ -124,7 +124,8 @@ def load_statistics(path: str | Path) -> Statistics:
         InputError: There is no such file; it is no statistics file, a damaged one, or of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:  # np.load would leave it open where it is no archive
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile) or "header" not in archive:
                 raise InputError(f"{path} is no statistics file; onnxcomp calibrate writes one")
             header = _header(bytes(archive["header"]), path)

@@ -23,6 +23,7 @@ from onnxcomp.quantize.carried import TARGET, CarriedRange, carried, carry
 from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
 from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement
+from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.integers import constant_of, is_pair, quantizers, stored_type
 from onnxcomp.quantize.parameters import parameters_for
 from onnxcomp.quantize.placement import place
@@ -161,6 +162,8 @@ def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -
     }
     known, fresh = _known(stripped, plan)
     emit(found, plan, parameters, lambda node: WeightRules(8, "minmax", False), known=known, pass_name="retarget")
+    if scheme.channel_inputs:
+        merge(found, tuple(s for s in stripped.spreads if s.tensor in plan.tensors))
     carry(found, carried(model) or ranges, aim.name)
     notes = [f"{len(left_float)} layers are float, as they were in the model given"] if left_float else []
     if fresh:

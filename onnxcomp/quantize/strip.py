@@ -18,7 +18,8 @@ from onnxcomp.graph.edit import add_initializer, names_of, unique_name
 from onnxcomp.graph.fold import fold
 from onnxcomp.graph.fold.constants import lift_constants
 from onnxcomp.graph.fold.dead import drop_dead
-from onnxcomp.graph.sites import is_default_domain
+from onnxcomp.graph.sites import is_default_domain, static_shape
+from onnxcomp.quantize.inputs import Spread
 from onnxcomp.quantize.integers import Pair, constant_of, dequantizers, integer_values, is_pair, quantizers, stored_type
 from onnxcomp.quantize.weighted import WEIGHTED, Weighted
 from onnxcomp.quantize.weights import QuantizedWeight
@@ -57,11 +58,13 @@ class Stripped:
         model: The float model, in canonical form.
         codes: Weights as they were stored, by the name of the float initializer.
         ranges: What the pairs of activations could represent, (low, high), by tensor name.
+        spreads: Inputs with a grid for each channel, now Mul and Add (:mod:`onnxcomp.quantize.inputs`).
     """
 
     model: ir.Model
     codes: Mapping[str, Codes]
     ranges: Mapping[str, tuple[float, float]]
+    spreads: tuple[Spread, ...]
 
 
 def strip(model: ir.Model, *, own: bool) -> Stripped:
@@ -85,13 +88,15 @@ def strip(model: ir.Model, *, own: bool) -> Stripped:
     taken = names_of(copy.graph)
     for node in constants:
         _restore(copy.graph, node, codes, taken)
-    ranges = _strip_activations(copy, taken, own=own)
+    ranges, spreads = _strip_activations(copy, taken, own=own)
     drop_dead(copy)
     fold(copy)
-    return Stripped(copy, codes, ranges)
+    return Stripped(copy, codes, ranges, spreads)
 
 
-def _strip_activations(model: ir.Model, taken: set[str], *, own: bool) -> dict[str, tuple[float, float]]:
+def _strip_activations(
+    model: ir.Model, taken: set[str], *, own: bool
+) -> tuple[dict[str, tuple[float, float]], tuple[Spread, ...]]:
     put_back: dict[ir.Value, ir.Value] | None = None if own else {}
     starts = quantizers(model)
     values = integer_values(node.outputs[0] for node in starts)
@@ -102,9 +107,14 @@ def _strip_activations(model: ir.Model, taken: set[str], *, own: bool) -> dict[s
     fills = {pad: _fill(pad) for pad in pads}
     ends = [node for node in dequantizers(model) if node.inputs[0] in inside]
     ranges: dict[str, tuple[float, float]] = {}
+    spreads: list[Spread] = []
     for node in starts:
         source = _as_clipped(model.graph, node, put_back, taken)
-        found = _range(node)
+        grid = _grid_behind(node)
+        if grid is not None:
+            source = _spread(model.graph, node, source, grid, taken)
+            spreads.append(Spread(node.inputs[0].name or "" if node.inputs[0] else "", source.name or "", 0.0, False))
+        found = _range(node, grid or Pair.of(node))
         if found is not None and source.name:
             ranges[source.name] = found
         _reroute(node.outputs[0], source)
@@ -117,14 +127,14 @@ def _strip_activations(model: ir.Model, taken: set[str], *, own: bool) -> dict[s
         _refill(model.graph, pad, fill, taken)
     for node in ends:
         _bypass(model.graph, node, taken)
-    return ranges
+    return ranges, tuple(spreads)
 
 
 def _as_clipped(graph: ir.Graph, node: ir.Node, put_back: dict[ir.Value, ir.Value] | None, taken: set[str]) -> ir.Value:
     """What a QuantizeLinear reads, behind the Relu that it stands for."""
     source = node.inputs[0]
     assert source is not None, "a QuantizeLinear reads something"
-    producer, found = source.producer(), _range(node)
+    producer, found = source.producer(), _range(node, Pair.of(node))
     if put_back is None or producer is None or producer.op_type not in _SIGNED or found is None or found[0] < 0:
         return source
     if source not in put_back:
@@ -138,9 +148,41 @@ def _as_clipped(graph: ir.Graph, node: ir.Node, put_back: dict[ir.Value, ir.Valu
     return put_back[source]
 
 
-def _range(node: ir.Node) -> tuple[float, float] | None:
+def _grid_behind(node: ir.Node) -> Pair | None:
+    """The grid by which a QuantizeLinear is read, where that is another one than its own; else None."""
+    ends = (user for value in integer_values([node.outputs[0]]) for user, _ in value.uses())
+    end = next((user for user in ends if is_pair(user, "DequantizeLinear")), None)
+    if end is None:
+        return None
+    own, behind = Pair.of(node), Pair.of(end)
+    same = own.scale.size == behind.scale.size and np.array_equal(own.scale, behind.scale)
+    return None if same and np.array_equal(own.zero_point, behind.zero_point) else behind
+
+
+def _spread(graph: ir.Graph, node: ir.Node, source: ir.Value, grid: Pair, taken: set[str]) -> ir.Value:
+    """In floating point what a QuantizeLinear does by a grid for each channel, read by one for all."""
+    rank = len(static_shape(source)) or 4
+    scale, zero = Pair.of(node).along(rank)
+    step, origin = grid.along(rank)
+    # The names that they had, by which the model carries their ranges.
+    whole = (source.name or "input").removesuffix(".pad.out")
+    value = source
+    for op_type, array in (
+        ("Mul", step.astype(np.float64) / scale),
+        ("Add", (zero - origin) * step.astype(np.float64)),
+    ):
+        base = f"{whole}.{op_type.lower()}"
+        constant = add_initializer(graph, unique_name(graph, f"{base}.by", taken), array.astype(np.float32))
+        made = ir.node(op_type, [value, constant], name=unique_name(graph, base, taken))
+        made.outputs[0].name = unique_name(graph, f"{base}.out", taken)
+        made.outputs[0].type, made.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), source.shape
+        graph.insert_before(node, [made])
+        value = made.outputs[0]
+    return value
+
+
+def _range(node: ir.Node, pair: Pair) -> tuple[float, float] | None:
     """What an activation's pair can represent, 255 levels where it is symmetric; None of several scales, or 16 bits."""
-    pair = Pair.of(node)
     dtype = stored_type(node)
     if pair.scale.size != 1 or dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
         return None
