@@ -67,7 +67,8 @@ def _pool(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[L
 
 def _resize(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
-    if before[:2] != after[:2] or None in before[:2] or node.attributes.get_float("extrapolation_value", 0.0):
+    cropped = node.attributes.get_float("extrapolation_value", 0.0) != 0.0
+    if before[:2] != after[:2] or None in before[:2] or cropped:
         raise Blocked("Resize changes more than the size of channels")
     return _pool(forest, node, inputs[:1])
 

@@ -86,7 +86,7 @@ def _matmul(forest: Forest, node: ir.Node, source: Labels) -> Held:
 
 def _gemm(forest: Forest, node: ir.Node, source: Labels) -> Held:
     shape = _shape(node, 1, "weight")
-    if len(shape) != 2 or node.attributes.get_int("transA", 0):
+    if len(shape) != 2 or node.attributes.get_int("transA", 0) != 0:
         raise Blocked("Gemm has transA set")
     by_rows = bool(node.attributes.get_int("transB", 0))
     reads = _channels(forest, node, source, 1, shape[1] if by_rows else shape[0])
@@ -97,7 +97,7 @@ def _gemm(forest: Forest, node: ir.Node, source: Labels) -> Held:
 
 def _batch_normalization(forest: Forest, node: ir.Node, source: Labels) -> Held:
     """``(x - mean) / sqrt(var + epsilon) * gamma + beta``: mean goes with x, gamma takes both factors."""
-    if len(node.inputs) != 5 or node.attributes.get_int("training_mode", 0):
+    if len(node.inputs) != 5 or node.attributes.get_int("training_mode", 0) != 0:
         raise Blocked("BatchNormalization is in training mode")
     (channels,) = _shape(node, 1, "scale")
     for index, what in ((2, "bias"), (3, "mean")):
