@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +78,10 @@ def test_every_rule_has_a_name_of_its_own_and_a_source(name: str) -> None:
     names = [rule.name for rule in rules]
     assert len(set(names)) == len(names)
     assert [rule.name for rule in rules if not (rule.find.__doc__ or "").strip()] == []
+
+
+def test_the_documented_rules_are_those_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text("utf-8")
+    written = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (error|warning) \|", page, re.M))
+    rules = {rule.name: rule.severity for name in target_names() for rule in rules_of(load_target(name))}
+    assert written == rules
