@@ -27,7 +27,7 @@ def _quantized(subject: Subject) -> Iterator[Breach]:
     between pairs goes back and forth to the CPU."""
     found = [node for node in subject.nodes if is_pair(node) or is_quantized_kernel(node)]
     if found:
-        what = f"{len(found)} quantized operators, of which the CoreML provider has none: they run on the CPU"
+        what = f"quantized operators ({len(found)} in all): the CoreML provider has none, they run on the CPU"
         yield Breach(label(found[0]), what, "deploy the float model, with structural passes alone")
 
 

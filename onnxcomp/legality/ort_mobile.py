@@ -32,11 +32,12 @@ def _shape(subject: Subject) -> Iterator[Breach]:
 
 
 def _fallback(subject: Subject) -> Iterator[Breach]:
-    """Operators that are not in ORT's list for NNAPI, or not in the form that the list asks for."""
+    """Operators that are not in ORT's list for NNAPI, or not in the form that the list asks for; what computes in float16
+    [core/providers/nnapi, BaseOpBuilder::HasSupportedInputOutputsImpl]."""
     known = supported_operators(NNAPI)
 
     def reason(node: ir.Node) -> str:
-        return listed_reason(node, known, _FORMS)
+        return listed_reason(node, known, _FORMS) or _half(node)
 
     yield from fallbacks(subject, reason, "NNAPI", "replace it; few large parts are faster than many small ones")
 
@@ -48,6 +49,12 @@ def listed_reason(node: ir.Node, known: dict[str, str], forms: dict[str, Callabl
         return "it is not in the provider's list of operators"
     form = None if node.domain not in ("", "com.microsoft") else forms.get(node.op_type)
     return "" if form is None else form(node)
+
+
+def _half(node: ir.Node) -> str:
+    value = node.inputs[0] if node.inputs else None
+    half = value is not None and value.dtype == ir.DataType.FLOAT16 and node.op_type != "Cast"
+    return "it computes in float16, and NNAPI in float32" if half else ""
 
 
 def rank_of(value: ir.Value | None) -> int | None:

@@ -84,6 +84,20 @@ def _graph(body: str) -> str:
     return f"g ({PORTS}) => (float[{', '.join('ABCDE'[:rank])}] y) {{ {body} }}"
 
 
+def test_float16_is_not_for_nnapi(groups: Any, found: Found) -> None:
+    text = """
+    g (float[1, 4] x) => (float[1, 4] y) {
+      [down] h = Cast<to = 10>(x)
+      [half] r = Relu(h)
+      y = Cast<to = 1>(r)
+    }
+    """
+    finding = found(groups.of(text), "ort-mobile")["mobile-fallback"]
+    assert finding.node == "half"
+    assert "float16" in finding.message
+    assert found(groups.of(text), "coreml") == {}
+
+
 COREML_FORMS = [
     ("y = GlobalMaxPool(t)", "only 2-D", "y = GlobalMaxPool(x)"),
     ("y = Conv(t, w3)", "1-D and 2-D", "y = Conv(x, k)"),
@@ -106,7 +120,7 @@ def test_forms_that_coreml_does_not_take(groups: Any, found: Found, bad: str, wo
 def test_coreml_has_no_quantized_operators(groups: Any, found: Found) -> None:
     finding = found(groups(signed=True), "coreml")["coreml-quantized"]
     assert (finding.severity, finding.node) == ("warning", "quantize")
-    assert "5 quantized operators" in finding.message
+    assert "quantized operators (5 in all)" in finding.message
     assert "coreml-fallback" not in found(groups(signed=True), "coreml")
 
 
