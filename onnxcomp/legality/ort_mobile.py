@@ -32,8 +32,8 @@ def _shape(subject: Subject) -> Iterator[Breach]:
 
 
 def _fallback(subject: Subject) -> Iterator[Breach]:
-    """Operators that are not in ORT's list for NNAPI, or not in the form that the list asks for; what computes in float16
-    [core/providers/nnapi, BaseOpBuilder::HasSupportedInputOutputsImpl]."""
+    """Operators that are not in ORT's list for NNAPI, or not in the form that the list asks for; also what computes in
+    float16 [core/providers/nnapi, BaseOpBuilder::HasSupportedInputOutputsImpl]."""
     known = supported_operators(NNAPI)
 
     def reason(node: ir.Node) -> str:
