@@ -41,7 +41,3 @@ class Ternary(WeightOnly):
     def forms(self) -> Sequence[Form]:
         """INT2."""
         return (integers(2),)
-
-    def product_bits(self) -> int | None:
-        """2."""
-        return 2

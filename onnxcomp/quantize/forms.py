@@ -132,7 +132,8 @@ def block_product(
 ) -> list[Link]:
     """A Gemm or MatMul on the integer codes of its weight: a DequantizeLinear that the runtime fuses (MatMulNBits).
 
-    Arguments as for :func:`decoded`; the codes fit a signed type of `bits` bits.
+    Arguments as for :func:`decoded`; the codes fit a signed type of `bits` bits, which are 3 or more: the kernel for 2
+    bits gives wrong products where the number of columns is no multiple of 4 (onnxruntime 1.31.1).
     """
     site = layout.site
     stored = narrow(codes.T, bits)
