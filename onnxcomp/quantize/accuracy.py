@@ -9,13 +9,22 @@ import onnx_ir as ir
 from onnxcomp.contract import Context
 from onnxcomp.data import Feeds
 from onnxcomp.numeric.ranges import Range
+from onnxcomp.quantize.given import Given, given_inputs
 from onnxcomp.quantize.inputs import Spread, spread_inputs
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.refine import Pair, Twin, refine
+from onnxcomp.quantize.storage import admit
 from onnxcomp.targets.target import Scheme
 
-__all__ = ["refined", "spread", "spread_ranges", "twins_of"]
+__all__ = ["admit_bits", "refined", "spread", "spread_ranges", "twins_of"]
+
+
+def admit_bits(model: ir.Model, scheme: Scheme, layers: Layers) -> str | None:
+    """Raise the opset, in place, to one that has weights of the bits asked for; None, or why that cannot be."""
+    bits = [layers.rules(w.node).bits for w in place(model, scheme, layers.refusal).weighted]
+    narrow = [b for b in bits if b <= 4]
+    return admit(model, min(narrow)) if narrow else None
 
 
 def spread(model: ir.Model, scheme: Scheme, context: Context, layers: Layers) -> tuple[Spread, ...]:
@@ -25,7 +34,7 @@ def spread(model: ir.Model, scheme: Scheme, context: Context, layers: Layers) ->
     """
     if not scheme.channel_inputs or context.statistics is not None or layers.whole.inputs == "tensor":
         return ()
-    if context.data is None:
+    if context.data is None or given_inputs(model, layers):
         return ()
     integer = {w.node for w in place(model, scheme, layers.refusal).weighted}
     return spread_inputs(model, context.data, lambda node: node in integer, limit=layers.whole.samples)
@@ -36,12 +45,12 @@ def spread_ranges(spreads: Sequence[Spread]) -> dict[str, Range]:
     return {s.tensor: Range(s.low, s.low + 255, "channel", {"exact": s.exact}) for s in spreads}
 
 
-def twins_of(model: ir.Model, plan: Plan, layers: Layers) -> Pair | None:
+def twins_of(model: ir.Model, plan: Plan, layers: Layers, given: Given) -> Pair | None:
     """The layers whose weights are rounded by their Grams, with the original model; None without any.
 
-    Call it before the plan is written into the model.
+    Call it before the plan is written into the model. Weights whose scales are given keep what was made of them.
     """
-    chosen = [w for w in plan.weighted if layers.rounds_by_gram(w.node)]
+    chosen = [w for w in plan.weighted if layers.rounds_by_gram(w.node) and w.weight.name not in given.weight_names]
     if not chosen:
         return None
     original = model.clone()

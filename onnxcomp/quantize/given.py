@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from onnxcomp.errors import InputError
 from onnxcomp.numeric.ranges import Range
 from onnxcomp.quantize.emit import RulesOf, WeightCache
-from onnxcomp.quantize.overrides import Entry, TensorOverride
+from onnxcomp.quantize.layers import Layers
+from onnxcomp.quantize.overrides import Entry, TensorOverride, read_overrides
 from onnxcomp.quantize.parameters import Limits, Parameters, parameters_for
 from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.weighted import Weighted
 from onnxcomp.quantize.weights import QuantizedWeight, bias_floors
 from onnxcomp.targets.target import Scheme
 
-__all__ = ["Given", "given_by"]
+__all__ = ["Given", "given_by", "given_inputs", "overrides_of"]
 
 _TOP = 127
 _TOP_REDUCED = 63
@@ -41,6 +42,11 @@ class Given:
     weights: WeightCache = field(default_factory=WeightCache)
     notes: tuple[str, ...] = ()
     _entries: Mapping[str, tuple[str, Entry]] = field(default_factory=dict[str, tuple[str, Entry]])
+
+    @property
+    def weight_names(self) -> frozenset[str | None]:
+        """Names of the weights in `weights`."""
+        return frozenset(key[0] for key in self.weights)
 
     def parameters(self, plan: Plan, ranges: Mapping[str, Range]) -> dict[str, Parameters]:
         """The parameters of the roots that have an override.
@@ -67,9 +73,8 @@ class Given:
 
     def check_biases(self, plan: Plan, parameters: Mapping[str, Parameters]) -> None:
         """Raise InputError where a bias does not fit int32 at a given weight scale."""
-        names = {key[0] for key in self.weights}
         for w in plan.weighted if plan.scheme.bias == "int32" else ():
-            if w.weight.name not in names or w.bias is None or w.bias.const_value is None:
+            if w.weight.name not in self.weight_names or w.bias is None or w.bias.const_value is None:
                 continue
             floors = bias_floors(
                 w.bias.const_value.numpy().reshape(-1), parameters[plan.root_of(w.node.inputs[0])].scale
@@ -82,7 +87,17 @@ class Given:
                 )
 
 
-def given_by(overrides: Mapping[str, TensorOverride], model: ir.Model, plan: Plan, rules_of: RulesOf) -> Given:
+def overrides_of(layers: Layers) -> Mapping[str, TensorOverride]:
+    """The overrides that the user gave; raises as `read_overrides`."""
+    return read_overrides(layers.whole.overrides) if layers.whole.overrides else {}
+
+
+def given_inputs(model: ir.Model, layers: Layers) -> bool:
+    """Whether an input of the model has an override."""
+    return bool({value.name for value in model.graph.inputs} & set(overrides_of(layers)))
+
+
+def given_by(overrides: Mapping[str, TensorOverride], plan: Plan, rules_of: RulesOf) -> Given:
     """Sort overrides into those of tensors and those of weights.
 
     Raises:

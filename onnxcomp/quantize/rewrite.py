@@ -20,12 +20,11 @@ from onnxcomp.quantize.accuracy import refined, spread, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
 from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
 from onnxcomp.quantize.fusing import Placement, emit_made_up
-from onnxcomp.quantize.given import Given, given_by
+from onnxcomp.quantize.given import Given, given_by, overrides_of
 from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
-from onnxcomp.quantize.overrides import TensorOverride, read_overrides
 from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
@@ -59,7 +58,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     layers = replace(layers, synthetic=observed.synthetic)
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)
-    given = given_by(_overrides(layers), model, plan, layers.rules)
+    given = given_by(overrides_of(layers), plan, layers.rules)
     tried = [given.ranges(plan, ranges) | spread_ranges(spreads) for ranges in _ranges(plan, histograms, layers)]
     known: WeightCache = dict(given.weights)
     ranges = tried[0]
@@ -86,7 +85,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
     notes = (*observed.notes, *given.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
-    pair = None if observed.feeds is None else twins_of(model, plan, layers)
+    pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
     emit(model, plan, parameters, layers.rules, means, known=known, biased=pair is not None)
     if observed.feeds is not None:
         refined(pair, observed.feeds, context, layers)
@@ -144,10 +143,6 @@ def _parameters(plan: Plan, ranges: Mapping[str, Range], given: Given) -> dict[s
     scheme, tensors = plan.scheme, plan.tensors
     own = given.parameters(plan, ranges)
     return {n: own.get(n) or parameters_for(scheme, r.low, r.high, tensors[n].limits) for n, r in ranges.items()}
-
-
-def _overrides(layers: Layers) -> Mapping[str, TensorOverride]:
-    return read_overrides(layers.whole.overrides) if layers.whole.overrides else {}
 
 
 def _means(plan: Plan, observed: Observed, layers: Layers) -> Means:
