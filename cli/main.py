@@ -43,7 +43,8 @@ class _Terminated(BaseException):
 def cli() -> None:
     """Compress trained ONNX models, measured in the runtime they are for.
 
-    Exit codes: 0 done, 1 a budget or a rule of the target failed, 2 the call or the input is wrong, 3 an internal error, 130 interrupted.
+    Exit codes: 0 done, 1 a budget or a rule of the target failed, 2 the call or the input is wrong, 3 an internal
+    error, 130 interrupted.
     """
 
 
