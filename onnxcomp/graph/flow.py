@@ -16,7 +16,7 @@ from onnxcomp.graph.fold.values import constant
 from onnxcomp.graph.labels import ZERO, Forest, Labels, compact
 from onnxcomp.graph.reshaping import Dims, dims_of, full_rank, reshaped
 
-__all__ = ["FLOW", "Blocked", "Rule"]
+__all__ = ["FLOW", "Blocked", "Rule", "ranked"]
 
 Rule = Callable[[Forest, ir.Node, Sequence[Labels]], Sequence[Labels]]
 
@@ -61,7 +61,7 @@ def _pool(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[L
     """Pooling and resizing: every position of a channel has its factor."""
     if len(node.outputs) > 1 and node.outputs[1].uses():
         raise Blocked(f"{node.op_type} gives indices")
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     return [forest.flatten(labels, tuple(range(2, labels.ndim)))]
 
 
@@ -74,7 +74,7 @@ def _resize(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence
 
 
 def _reduced(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     axes = node.attributes.get_ints("axes", ())
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = _ints(node, 1)
@@ -90,9 +90,9 @@ def _concat(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence
     parts: list[Labels] = []
     rank = len(_dims(node.outputs[0]))
     axis = node.attributes.get_int("axis", 0) % rank
-    ranked = [full_rank(labels, rank) for labels in inputs]
-    others = [max(p.shape[k] for p in ranked) for k in range(rank)]
-    for value, labels in zip(node.inputs, ranked, strict=True):
+    full = [ranked(v, labels) for v, labels in zip(node.inputs, inputs, strict=True)]
+    others = [max(p.shape[k] for p in full) for k in range(rank)]
+    for value, labels in zip(node.inputs, full, strict=True):
         shape = (*others[:axis], _extent(value, axis), *others[axis + 1 :])
         parts.append(np.broadcast_to(labels, shape))
     return [compact(np.concatenate(parts, axis))]
@@ -100,7 +100,7 @@ def _concat(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence
 
 def _split(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     del forest
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     axis = node.attributes.get_int("axis", 0) % labels.ndim
     if labels.shape[axis] == 1:
         return [labels] * len(node.outputs)
@@ -112,7 +112,7 @@ def _slice(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[
     del forest
     if len(node.inputs) < 3:
         raise Blocked("Slice has no constant bounds")
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     starts, ends = _ints(node, 1), _ints(node, 2)
     axes = _ints(node, 3) if _given(node, 3) else tuple(range(len(starts)))
     steps = _ints(node, 4) if _given(node, 4) else (1,) * len(starts)
@@ -128,7 +128,7 @@ def _slice(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[
 
 def _gather(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     del forest
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     axis = node.attributes.get_int("axis", 0) % labels.ndim
     indices = constant(node.inputs[1])
     if labels.shape[axis] == 1:
@@ -141,7 +141,7 @@ def _gather(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence
 
 def _pad(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     del forest
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     mode = node.attributes.get_string("mode", "constant")
     if mode == "constant" and _scalar(node, 2, 0.0) != 0.0:
         raise Blocked("Pad writes a value that is not 0")
@@ -159,7 +159,7 @@ def _pad(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[La
 
 def _transpose(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     del forest
-    labels = _ranked(node.inputs[0], inputs[0])
+    labels = ranked(node.inputs[0], inputs[0])
     return [labels.transpose(node.attributes.get_ints("perm", tuple(range(labels.ndim))[::-1]))]
 
 
@@ -168,7 +168,7 @@ def _reshape(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequenc
     del forest
     if inputs[0].size == 1:
         return [inputs[0].reshape(())]
-    labels = reshaped(_ranked(node.inputs[0], inputs[0]), _dims(node.inputs[0]), _dims(node.outputs[0]))
+    labels = reshaped(ranked(node.inputs[0], inputs[0]), _dims(node.inputs[0]), _dims(node.outputs[0]))
     if labels is None:
         raise Blocked(f"{node.op_type} has symbolic dimensions")
     return [labels]
@@ -177,14 +177,18 @@ def _reshape(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequenc
 def _weighted_sum(forest: Forest, node: ir.Node, inputs: Sequence[Labels]) -> Sequence[Labels]:
     """A product of two activations, as attention's: the columns of the second one pass where the first has factor 1."""
     forest.pin(inputs[0], "it is the first operand of a MatMul of two activations")
-    labels = _ranked(node.inputs[1], inputs[1])
+    labels = ranked(node.inputs[1], inputs[1])
     if labels.ndim < 2:
         raise Blocked("MatMul has a vector as its second operand")
     return [forest.flatten(labels, (labels.ndim - 2,))]
 
 
-def _ranked(value: ir.Value | None, labels: Labels) -> Labels:
-    return full_rank(labels, len(_dims(value)))
+def ranked(value: ir.Value | None, labels: Labels) -> Labels:
+    """The labels at the rank of their value; raises Blocked where it is unknown or declared too low."""
+    rank = len(_dims(value))
+    if rank < max(labels.ndim, 1):
+        raise Blocked("a shape does not fit")
+    return full_rank(labels, rank)
 
 
 def _dims(value: ir.Value | None) -> Dims:

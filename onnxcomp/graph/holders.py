@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.graph.flow import Blocked
+from onnxcomp.graph.flow import Blocked, ranked
 from onnxcomp.graph.fold.values import constant
 from onnxcomp.graph.labels import Forest, Labels
 from onnxcomp.graph.reshaping import dims_of, full_rank
@@ -128,12 +128,11 @@ def _layer_normalization(forest: Forest, node: ir.Node, source: Labels) -> Held:
 
 def _channels(forest: Forest, node: ir.Node, labels: Labels, axis: int, count: int) -> Labels:
     """The labels of a node's input channels, shape (count,), all positions of a channel being one class."""
-    dims = dims_of(node.inputs[0])
-    if dims is None:
-        raise Blocked("a shape is unknown")
-    ranked = full_rank(labels, len(dims))
-    axis %= len(dims)
-    flat = forest.flatten(ranked, tuple(k for k in range(len(dims)) if k != axis)).reshape(-1)
+    full = ranked(node.inputs[0], labels)
+    axis %= full.ndim
+    flat = forest.flatten(full, tuple(k for k in range(full.ndim) if k != axis)).reshape(-1)
+    if flat.size not in (1, count):
+        raise Blocked("the weight does not fit its input")
     return np.broadcast_to(flat, (count,))
 
 
