@@ -44,7 +44,12 @@ def ort(source: Path, out: Path, name: str, images: Any, *, method: str) -> None
             return next(batches, None)
 
     prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
+    try:
+        quant_pre_process(str(source), str(prepared))
+    except Exception as error:  # that very class is raised
+        if "symbolic shape" not in str(error):
+            raise
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # as its own message advises
     quantize_static(
         str(prepared),
         str(out),
