@@ -18,8 +18,9 @@ __all__ = ["retarget"]
 @click.argument("model", metavar="IN")
 @click.option("--target", metavar="T", required=True, help="Runtime that the result is for.")
 @click.option("-o", "--output", metavar="OUT", required=True, help="Where to write the model; may be IN.")
+@click.option("--stats", metavar="STATS", help="Statistics of the float model, where IN does not carry its ranges.")
 @talk.common
-def retarget(model: str, target: str, output: str, as_json: bool, quiet: bool) -> None:
+def retarget(model: str, target: str, output: str, stats: str | None, as_json: bool, quiet: bool) -> None:
     """Write the int8 model IN, calibrated once, for the target T; no data are needed.
 
     \b
@@ -30,7 +31,7 @@ def retarget(model: str, target: str, output: str, as_json: bool, quiet: bool) -
 
     talk.check_model(model)
     talk.check_folder(output, "-o")
-    result = rewrite(model, target)
+    result = rewrite(model, target, stats=stats)
     result.save(output)
     for note in result.notes:
         talk.warn(f"note: {note}", quiet)

@@ -6,6 +6,7 @@ The file is an ``.npz`` of plain arrays (never a pickle), format 1:
 ``header``              uint8 [n]         JSON: ``format``, ``version``, ``tool``, ``model`` (hex), ``samples``,
                                           ``data``, ``tensors`` (names, in graph order)
 ``fingerprints``        uint8 [T, 32]     how each tensor is computed (:mod:`onnxcomp.graph.fingerprint`)
+``structures``          uint8 [T, 32]     the same without what weights hold
 ``low``, ``high``       float64 [T]       least and greatest value, exact
 ``zeros``, ``total``    float64 [T]       mass of exact zeros, and of all values
 ``exponents``           int32 [T]         bin width of each histogram, 2**exponent
@@ -36,14 +37,17 @@ from numpy.typing import NDArray
 
 from onnxcomp.atomic import staging
 from onnxcomp.errors import InputError
-from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint
+from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint, structures
 from onnxcomp.numeric.histogram import BINS, Histogram
 
 __all__ = ["FORMAT", "Statistics", "TensorStatistics", "load_statistics", "save_statistics"]
 
 FORMAT = "onnxcomp.statistics"
 _VERSION = 1
-_ARRAYS = ("fingerprints", "low", "high", "zeros", "total", "exponents", "first", "bins", "counts", "channels", "means")
+_ARRAYS = (
+    *("fingerprints", "structures", "low", "high", "zeros", "total", "exponents"),
+    *("first", "bins", "counts", "channels", "means"),
+)
 
 Array = NDArray[Any]
 
@@ -54,10 +58,12 @@ class TensorStatistics:
 
     Attributes:
         histogram: Of its values, or of what of them counts (:mod:`onnxcomp.quantize.watch`).
+        structure: Fingerprint of the tensor without what weights hold, 32 bytes.
         means: Mean of each channel, float64 [C]; None where a bias correction would not read them.
     """
 
     histogram: Histogram
+    structure: bytes
     means: NDArray[np.float64] | None = None
 
 
@@ -84,6 +90,21 @@ class Statistics:
     def of(self, model: ir.Model) -> dict[str, TensorStatistics]:
         """Return what is known of a model's tensors, by their names there; tensors that changed are not in it."""
         return {name: self.tensors[print_] for name, print_ in fingerprints(model).items() if print_ in self.tensors}
+
+    def alike(self, model: ir.Model, names: Mapping[str, str]) -> dict[str, TensorStatistics]:
+        """Return what is known of tensors of a model of the same structure, whose weights may be rounded.
+
+        Args:
+            model: Such a model.
+            names: For each tensor, by the name it had when it was calibrated, the tensor of `model` to compare with it.
+        """
+        by_name = {name: self.tensors[key] for key, name in self.names.items()}
+        found = structures(model)
+        return {
+            name: by_name[name]
+            for name, twin in names.items()
+            if name in by_name and found.get(twin) == by_name[name].structure
+        }
 
     def check(self, canonical: ir.Model, source: str) -> None:
         """Raise InputError where the statistics were taken of another model than this one, in canonical form."""
@@ -156,7 +177,8 @@ def _arrays(tensors: Mapping[bytes, TensorStatistics]) -> dict[str, Array]:
     spans = [(int(u[0]), int(u[-1]) + 1) if u.size else (0, 0) for u in used]
     means = [np.zeros(0) if entry.means is None else entry.means for entry in tensors.values()]
     return {
-        "fingerprints": np.frombuffer(b"".join(tensors), np.uint8).reshape(-1, 32),
+        "fingerprints": _rows(tensors),
+        "structures": _rows(entry.structure for entry in tensors.values()),
         "low": np.array([h.low for h in histograms]),
         "high": np.array([h.high for h in histograms]),
         "zeros": np.array([h.zeros for h in histograms]),
@@ -168,6 +190,10 @@ def _arrays(tensors: Mapping[bytes, TensorStatistics]) -> dict[str, Array]:
         "channels": np.array([len(m) for m in means], np.int32),
         "means": _joined(means),
     }
+
+
+def _rows(digests: Iterable[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def _joined(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -182,7 +208,9 @@ def _statistics(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> Stati
     means = np.split(arrays["means"], np.cumsum(arrays["channels"])[:-1])
     keys = [row.tobytes() for row in arrays["fingerprints"]]
     tensors = {
-        key: TensorStatistics(_histogram(arrays, i, counts[i]), means[i] if means[i].size else None)
+        key: TensorStatistics(
+            _histogram(arrays, i, counts[i]), arrays["structures"][i].tobytes(), means[i] if means[i].size else None
+        )
         for i, key in enumerate(keys)
     }
     return Statistics(
@@ -197,10 +225,10 @@ def _statistics(header: Mapping[str, Any], arrays: Mapping[str, Array]) -> Stati
 
 def _check(arrays: Mapping[str, Array], count: int) -> None:
     for name in _ARRAYS:
-        kind = np.uint8 if name == "fingerprints" else np.int32 if name in _INTEGERS else np.float64
+        kind = np.uint8 if name in _DIGESTS else np.int32 if name in _INTEGERS else np.float64
         if arrays[name].dtype != kind or (name not in ("counts", "means") and len(arrays[name]) != count):
             raise ValueError(f"{name} does not fit")
-    if arrays["fingerprints"].shape != (count, 32):
+    if any(arrays[name].shape != (count, 32) for name in _DIGESTS):
         raise ValueError("fingerprints do not fit")
     ends = arrays["first"].astype(np.int64) + arrays["bins"]
     if (arrays["first"] < 0).any() or (arrays["bins"] < 0).any() or (ends > 2 * BINS).any():
@@ -211,6 +239,7 @@ def _check(arrays: Mapping[str, Array], count: int) -> None:
         raise ValueError("a number is not finite")
 
 
+_DIGESTS = frozenset({"fingerprints", "structures"})
 _INTEGERS = frozenset({"exponents", "first", "bins", "channels"})
 
 

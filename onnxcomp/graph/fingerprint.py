@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-__all__ = ["fingerprints", "model_fingerprint"]
+__all__ = ["fingerprints", "model_fingerprint", "structures"]
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
 
 def fingerprints(model: ir.Model) -> dict[str, bytes]:
@@ -24,13 +26,26 @@ def fingerprints(model: ir.Model) -> dict[str, bytes]:
     The operator set is not hashed: compare models in canonical form (:func:`onnxcomp.graph.fold.fold`), which all have
     the modern operators.
     """
+    return _all(model, weights=True)
+
+
+def structures(model: ir.Model) -> dict[str, bytes]:
+    """Return the same without what floating-point constants hold, or whether a node has any.
+
+    Two models of one architecture agree in them, and so do a model and what quantization made of its weights and
+    biases; by itself, then, this tells no two layers of one shape apart.
+    """
+    return _all(model, weights=False)
+
+
+def _all(model: ir.Model, *, weights: bool) -> dict[str, bytes]:
     known: dict[ir.Value, bytes] = {}
     functions = {f.identifier()[:2]: f for f in model.functions.values()}
     for value in model.graph.inputs:
         if not value.is_initializer():
             known[value] = _digest(b"input", (value.name or "").encode(), str(value.dtype).encode())
     for node in model.graph:
-        whole = _node(node, known, functions)
+        whole = _node(node, known, functions, weights=weights)
         for i, value in enumerate(node.outputs):
             known[value] = _digest(whole, str(i).encode())
     return {value.name: digest for value, digest in known.items() if value.name and not value.is_initializer()}
@@ -46,16 +61,23 @@ def model_fingerprint(model: ir.Model) -> str:
     return _digest(*parts).hex()
 
 
-def _node(node: ir.Node, known: dict[ir.Value, bytes], functions: Mapping[tuple[str, str], ir.Function]) -> bytes:
+def _node(
+    node: ir.Node, known: dict[ir.Value, bytes], functions: Mapping[tuple[str, str], ir.Function], *, weights: bool
+) -> bytes:
     parts = [node.domain.encode(), node.op_type.encode(), node.overload.encode()]
     function = functions.get((node.domain, node.op_type))
     if function is not None:
         parts.append(ir.to_proto(function).SerializeToString(deterministic=True))
     for name in sorted(node.attributes):
         parts += [name.encode(), _attribute(node.attributes[name])]
-    for value in (*node.inputs, *_captured(node)):
-        parts.append(b"" if value is None else _value(value, known))
-    return _digest(*parts)
+    values = (*node.inputs, *_captured(node))
+    if not weights:
+        values = tuple(v for v in values if v is not None and not _is_weight(v))
+    return _digest(*parts, *(b"" if value is None else _value(value, known) for value in values))
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype in _FLOATS
 
 
 def _value(value: ir.Value, known: dict[ir.Value, bytes]) -> bytes:

@@ -19,7 +19,7 @@ from onnxcomp.contract import Context
 from onnxcomp.data import Feeds
 from onnxcomp.data.inputs import model_inputs
 from onnxcomp.errors import DataError, InputError, OptionError
-from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint
+from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint, structures
 from onnxcomp.graph.sites import is_default_domain
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.quantize.placement import Plan, place
@@ -166,7 +166,8 @@ def _collect(
     averaged = _averaged(model, names)
     limit = min(samples or MEAN_SAMPLES, MEAN_SAMPLES)
     means = collect_means(model, averaged, feeds, threads=threads, limit=limit) if averaged else {}
-    return {name: TensorStatistics(histograms[watch[name]], means.get(name)) for name in names}
+    shape = structures(seen)
+    return {name: TensorStatistics(histograms[watch[name]], shape[watch[name]], means.get(name)) for name in names}
 
 
 def _averaged(model: ir.Model, names: Iterable[str]) -> list[str]:

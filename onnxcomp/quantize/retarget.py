@@ -15,20 +15,23 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp import modelio
+from onnxcomp.calibration.statsfile import Statistics, load_statistics
 from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold.constants import lift_constants
 from onnxcomp.intake import checked_model
-from onnxcomp.quantize.carried import TARGET, CarriedRange, carried, carry
+from onnxcomp.quantize.carried import TARGET, CarriedRange, carried, carry, ranges_of_tensors
 from onnxcomp.quantize.emit import WeightCache, WeightRules, emit
 from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement
 from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.integers import constant_of, is_pair, quantizers, stored_type
+from onnxcomp.quantize.observe import observable
 from onnxcomp.quantize.parameters import parameters_for
 from onnxcomp.quantize.placement import place
 from onnxcomp.quantize.plan import Plan
 from onnxcomp.quantize.strip import Stripped, strip
+from onnxcomp.quantize.watch import watched
 from onnxcomp.targets.target import Scheme, Target, load_target, target_names
 
 __all__ = ["Retargeted", "retarget"]
@@ -61,13 +64,17 @@ class Retargeted:
         modelio.save(self.model, path)
 
 
-def retarget(model: str | Path | ir.Model | onnx.ModelProto, target: str) -> Retargeted:
+def retarget(
+    model: str | Path | ir.Model | onnx.ModelProto, target: str, *, stats: str | Path | Statistics | None = None
+) -> Retargeted:
     """Write an int8 model in QDQ form for another target; no data are needed.
 
     Args:
         model: A path, an onnx-ir model or a ModelProto, quantized by onnxcomp or in QDQ form by another tool; never
             modified.
         target: The target.
+        stats: Statistics of the float model that it was made of (``onnxcomp calibrate``), or their file: where pairs
+            are placed anew, ranges are chosen from them by least squared error, whatever the model carries.
 
     Raises:
         InputError: The target has no int8 form, the model has no quantized activations or is in QOperator form, or
@@ -85,7 +92,8 @@ def retarget(model: str | Path | ir.Model | onnx.ModelProto, target: str) -> Ret
     assert source.scheme is not None, "_source returns a target with a scheme"
     if _same_placement(source.scheme, aim.scheme):
         return _flipped(copy, source, aim, aim.scheme)
-    return _placed_anew(copy, source, aim, aim.scheme)
+    statistics = load_statistics(stats) if isinstance(stats, str | Path) else stats
+    return _placed_anew(copy, source, aim, statistics)
 
 
 def _check_form(model: ir.Model, target: str) -> None:
@@ -143,8 +151,9 @@ def _flipped(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Re
     return Retargeted(model, source.name, aim.name, summary, True)
 
 
-def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Retargeted:
-    assert source.scheme is not None, "checked by retarget"
+def _placed_anew(model: ir.Model, source: Target, aim: Target, statistics: Statistics | None) -> Retargeted:
+    scheme = aim.scheme
+    assert source.scheme is not None and scheme is not None, "checked by retarget"
     stripped = strip(model, own=TARGET in model.metadata_props)
     found = stripped.model
     left_float = _left_float(stripped, source.scheme)
@@ -156,7 +165,7 @@ def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -
     if not plan.weighted:
         reason = f": {plan.skips[0].site!r}: {plan.skips[0].reason}" if plan.skips else ""
         raise InputError(f"{aim.name} would quantize nothing in this model{reason}")
-    ranges = _ranges(model, stripped, plan, aim)
+    ranges = _ranges(model, stripped, plan, aim, statistics)
     parameters = {
         root: parameters_for(scheme, *_ends(ranges[root], scheme), plan.tensors[root].limits) for root in plan.roots
     }
@@ -164,7 +173,7 @@ def _placed_anew(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -
     emit(found, plan, parameters, lambda node: WeightRules(8, "minmax", False), known=known, pass_name="retarget")
     if scheme.channel_inputs:
         merge(found, tuple(s for s in stripped.spreads if s.tensor in plan.tensors))
-    carry(found, carried(model) or ranges, aim.name)
+    carry(found, ranges if statistics is not None else carried(model) or ranges, aim.name)
     notes = [f"{len(left_float)} layers are float, as they were in the model given"] if left_float else []
     if fresh:
         notes.append(f"{fresh} weights were rounded afresh: they were float or had zero points")
@@ -192,20 +201,40 @@ def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, int]:
     return known, fresh
 
 
-def _ranges(model: ir.Model, stripped: Stripped, plan: Plan, aim: Target) -> dict[str, CarriedRange]:
-    """Every range that is known: those that the model carries, and for other tensors those of their pairs."""
+def _ranges(
+    model: ir.Model, stripped: Stripped, plan: Plan, aim: Target, statistics: Statistics | None
+) -> dict[str, CarriedRange]:
+    """Every range that is known: by the statistics, else carried by the model, else that of the tensor's pair."""
     known: dict[str, CarriedRange] = {
         name: CarriedRange(low, high, max(-low, high)) for name, (low, high) in stripped.ranges.items()
     }
     known |= carried(model) or {}
+    if statistics is not None:
+        known |= _by_statistics(model, stripped, plan, statistics)
     missing = [root for root in plan.roots if root not in known]
     if missing:
         raise InputError(
             f"{aim.name} quantizes {len(missing)} tensors whose ranges the model does not carry, such as"
-            f" {missing[0]!r}: it was not written by onnxcomp, or was changed since;\n"
-            f"quantize the float model instead: onnxcomp optimize -p int8 --target {aim.name}"
+            f" {missing[0]!r}: it was not written by onnxcomp, or was changed since;\ngive --stats"
+            " (onnxcomp calibrate, on the float model), or quantize that:"
+            f" onnxcomp optimize -p int8 --target {aim.name}"
         )
     return known
+
+
+def _by_statistics(model: ir.Model, stripped: Stripped, plan: Plan, statistics: Statistics) -> dict[str, CarriedRange]:
+    names = list(dict.fromkeys([*observable(stripped.model), *plan.roots]))
+    seen, watch = watched(stripped.model, names)
+    found = statistics.alike(seen, watch)
+    unknown = [root for root in plan.roots if root not in found]
+    if unknown:
+        advice = "leave out --stats: the model carries its ranges" if carried(model) else "calibrate that float model"
+        raise InputError(
+            f"the statistics are not of the float model that this one was made of: {len(unknown)} of {len(plan.roots)}"
+            f" tensors, such as {unknown[0]!r}, are computed in another way there; {advice}"
+        )
+    histograms = {name: entry.histogram for name, entry in found.items()}
+    return ranges_of_tensors(histograms, {}, symmetric=False, method="mse")
 
 
 def _ends(entry: CarriedRange, scheme: Scheme) -> tuple[float, float]:

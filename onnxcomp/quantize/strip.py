@@ -135,12 +135,16 @@ def _as_clipped(graph: ir.Graph, node: ir.Node, put_back: dict[ir.Value, ir.Valu
     source = node.inputs[0]
     assert source is not None, "a QuantizeLinear reads something"
     producer, found = source.producer(), _range(node, Pair.of(node))
-    if put_back is None or producer is None or producer.op_type not in _SIGNED or found is None or found[0] < 0:
+    if put_back is None or source.is_graph_output() or found is None or found[0] < 0:
+        return source
+    if producer is None or producer.op_type not in _SIGNED:
         return source
     if source not in put_back:
         relu = ir.node("Relu", [source])
         result = relu.outputs[0]
-        result.name = unique_name(graph, f"{source.name}.relu", taken)
+        # What the pair is called after is what the Relu wrote.
+        result.name = source.name
+        source.name = unique_name(graph, f"{source.name}.raw", taken)
         result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), source.shape
         relu.name = unique_name(graph, f"{producer.name or source.name}.relu", taken)
         graph.insert_before(node, [relu])

@@ -10,7 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint
+from onnxcomp.graph.fingerprint import fingerprints, model_fingerprint, structures
 
 TEXT = """
 <ir_version: 9, opset_import: ["": 17]>
@@ -100,3 +100,20 @@ def test_the_form_of_a_constant_does_not_count() -> None:
     raw.graph.initializer[0].CopyFrom(make("w", onnx.TensorProto.FLOAT, [2], values.tobytes(), raw=True))
     listed.graph.initializer[0].CopyFrom(make("w", onnx.TensorProto.FLOAT, [2], values))
     assert model_fingerprint(ir.from_proto(raw)) == model_fingerprint(ir.from_proto(listed))
+
+
+def test_structures_see_no_weights() -> None:
+    rounded = parsed(TEXT.replace("{1.0, 2.0}", "{1.0, 2.5}"))
+    assert structures(rounded) == structures(parsed())
+    assert structures(parsed(TEXT.replace("Relu (a)", "Sigmoid (a)"))) != structures(parsed())
+    assert structures(parsed())["a"] != fingerprints(parsed())["a"]
+
+
+def test_structures_see_whole_numbers() -> None:
+    def made(shape: str) -> ir.Model:
+        return parsed(
+            f"""<ir_version: 9, opset_import: ["": 17]>
+            g (float[2, 2] x) => (y) <int64[1] s = {{{shape}}}> {{ y = Reshape (x, s) }}"""
+        )
+
+    assert structures(made("4"))["y"] != structures(made("-1"))["y"]

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from onnxcomp import modelio
 from onnxcomp.errors import InputError, ModelError
+from onnxcomp.quantize.calibrate import calibrate
 from onnxcomp.quantize.carried import RANGES, TARGET, carried
 from onnxcomp.quantize.retarget import retarget
 from onnxcomp.runtime.session import open_session, run
@@ -201,6 +202,26 @@ def test_without_its_ranges_a_model_is_refused(int8: ir.Model) -> None:
         retarget(trt, "ort-x86")
 
 
+def test_statistics_stand_in_for_ranges_that_are_not_carried(int8: ir.Model, model: ir.Model) -> None:
+    statistics = calibrate(model, {"x": np.random.default_rng(1).standard_normal((32, 4, 8, 8)).astype(np.float32)})
+    trt = retarget(int8, "tensorrt").model
+    del trt.metadata_props[RANGES]
+    back = retarget(trt, "ort-x86", stats=statistics).model
+    ours, theirs = arrays(back), arrays(int8)
+    # The same data and the same rule: the same ranges.
+    scales = [name for name in theirs if name.endswith(".scale")]
+    assert len(scales) > 10
+    assert {name: ours[name] for name in scales if name in ours} == {n: theirs[n] for n in scales if n in ours}
+    assert "b.scale" in ours
+
+
+def test_statistics_of_another_model(int8: ir.Model, build: Builder) -> None:
+    other = build(GRAPH.replace("MaxPool", "AveragePool"), WEIGHTS)
+    statistics = calibrate(other, {"x": np.ones((4, 4, 8, 8), np.float32)})
+    with pytest.raises(InputError, match=r"not of the float model that this one was made of: \d of \d tensors.*'q'"):
+        retarget(int8, "tensorrt", stats=statistics)
+
+
 def test_damaged_ranges(int8: ir.Model) -> None:
     copy = int8.clone()
     copy.metadata_props[RANGES] = '{"x":[1,0]}'
@@ -249,7 +270,7 @@ def foreign() -> ir.Model:
     """What onnxruntime's quantizer writes by default: int8 activations, Relus left to zero point -128."""
     proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]>\n{FOREIGN}')
     rng = np.random.default_rng(0)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "w": rng.integers(-127, 128, (16, 16, 1, 1)).astype(np.int8),
         "ws": rng.uniform(0.001, 0.002, 16).astype(np.float32),
         "wz": np.zeros(16, np.int8),
