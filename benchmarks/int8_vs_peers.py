@@ -226,7 +226,8 @@ def compare(model: str, folder: Path, kinds: dict[str, str], arguments: argparse
 def available(arguments: argparse.Namespace) -> dict[str, str]:
     """Kind to interpreter; peers without one are named."""
     pythons = {"ort": sys.executable, "nncf": arguments.nncf, "modelopt": arguments.modelopt}
-    missing = [tool for tool, python in pythons.items() if python is None]
+    asked = {tool_of(kind) for kind in arguments.kinds}
+    missing = [tool for tool, python in pythons.items() if python is None and tool in asked]
     for tool in missing:
         print(f"{tool} is missing: give --{tool} PYTHON (an interpreter that has it) to compare with it\n")
     peers = {kind: pythons[tool_of(kind)] for kind in arguments.kinds if tool_of(kind) not in missing}
