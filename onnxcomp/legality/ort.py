@@ -66,8 +66,16 @@ def _unfused(subject: Subject) -> Iterator[Breach]:
     for node in subject.nodes:
         fate = floats.get(label(node))
         if fate is not None and fate.op_type == node.op_type and _is_group(node):
-            what = f"runs in float, as {fate.kernel}, between quantized tensors: {fate.reason}"
+            what = f"runs in float, as {fate.kernel}, between quantized tensors: {_type_reason(node) or fate.reason}"
             yield Breach(fate.node, what, "leave it out of int8 (--exclude), or quantize what the reason names")
+
+
+def _type_reason(node: ir.Node) -> str:
+    """Why no kernel is there for the type of the activations; empty for 8 bits."""
+    pair = dequantizer(node.inputs[0])
+    if pair is None or pair.storage is None or pair.storage in (ir.DataType.INT8, ir.DataType.UINT8):
+        return ""
+    return f"its activations are {pair.storage.name.lower()}, and integer kernels have 8 bits"
 
 
 def _is_group(node: ir.Node) -> bool:

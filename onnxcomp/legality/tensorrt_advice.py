@@ -117,13 +117,22 @@ def _unprofitable(subject: Subject) -> Iterator[Breach]:
     for node in subject.nodes:
         if node.op_type not in WEIGHTED or node.domain or not reads_quantized(node) or _reads_input(node):
             continue
-        weight = dequantizer(node.inputs[1])
-        stored = weight.node.inputs[0] if weight is not None else None
-        if weight is None or stored is None or stored.const_value is None:
+        stored = _weight(node)
+        if stored is None:
             continue
         reason = unprofitable_in_tensorrt(Weighted(node, label(node), stored, None, 0))
         if reason:
             yield Breach(label(node), f"is quantized, and gains nothing: {reason}", "leave it in float (--exclude)")
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    """The initializer behind a quantized weight, integers or the floats that a QuantizeLinear reads."""
+    pair = dequantizer(node.inputs[1])
+    value = None if pair is None else pair.node.inputs[0]
+    producer = None if value is None else value.producer()
+    if producer is not None and is_pair(producer):
+        value = producer.inputs[0]
+    return value if value is not None and value.const_value is not None else None
 
 
 def _reads_input(node: ir.Node) -> bool:

@@ -182,6 +182,12 @@ def test_a_group_that_does_not_fuse(groups: Any, found: Found) -> None:
 
 
 @on_x86
+def test_sixteen_bits_have_no_kernel(groups: Any, found: Found) -> None:
+    finding = found(groups(z=np.array(100, np.uint16), opset=21))["ort-unfused"]
+    assert "its activations are uint16, and integer kernels have 8 bits" in finding.message
+
+
+@on_x86
 def test_int8_that_branches_fuses_on_arm_alone(groups: Any, found: Found) -> None:
     twice = ("[end]", "[second] c2 = Conv(xd, k)\n  [end]"), ("8] y)", "8] y, float[1, 16, 8, 8] c2)")
     model = groups(*twice, signed=True)

@@ -106,6 +106,28 @@ def test_layers_that_gain_nothing(groups: Any, found: Found) -> None:
     assert "too few channels" in finding.message
 
 
+@pytest.mark.parametrize("stored", ["n", "nq"])
+def test_products_with_a_short_side(groups: Any, found: Found, stored: str) -> None:
+    text = f"""
+    g (float[32, 16] x) => (float[32, 1] y) {{
+      xq = QuantizeLinear(x, s, z)
+      xd = DequantizeLinear(xq, s, z)
+      r = Relu(xd)
+      rq = QuantizeLinear(r, s, z)
+      rd = DequantizeLinear(rq, s, z)
+      nq = QuantizeLinear(m, s, z)
+      nd = DequantizeLinear({stored}, s, z)
+      [narrow] l = MatMul(rd, nd)
+      t = Sin(l)
+      y = MatMul(t, o)
+    }}
+    """
+    arrays = {"n": np.ones((16, 8), np.int8), "m": np.ones((16, 8), np.float32), "o": np.ones((8, 1), np.float32)}
+    finding = found(groups.of(text, signed=True, **arrays), "tensorrt")["trt-unprofitable"]
+    assert finding.node == "narrow"
+    assert "16 x 8" in finding.message
+
+
 def test_the_layer_that_makes_the_output(groups: Any, found: Found) -> None:
     text = (
         RESIDUAL.replace("LEFT", "c")
