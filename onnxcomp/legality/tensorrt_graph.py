@@ -45,7 +45,9 @@ def _opset(subject: Subject) -> Iterator[Breach]:
     opset = subject.model.graph.opset_imports.get("", 0)
     if not _OPSETS[0] <= opset <= _OPSETS[1]:
         what = f"opset {opset} is outside the parser's {_OPSETS[0]} to {_OPSETS[1]}"
-        yield Breach("", what, "export the model with another opset (17 is safe)")
+        old = opset < _OPSETS[0]
+        remedy = "'onnxcomp optimize -p fold' raises it to 17" if old else "export the model with an older opset"
+        yield Breach("", what, remedy)
 
 
 def _operator(subject: Subject) -> Iterator[Breach]:
