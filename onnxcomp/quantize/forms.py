@@ -36,8 +36,8 @@ Form = Callable[[Float], tuple[Link, ...]]
 
 CODES = "codes"
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
-# Bytes that a node takes in a file: its names, those of its tensors and its provenance.
-_NODE = 220
+# Bytes that a node takes in a file, with its names and its provenance, and those of a constant without its data.
+_NODE, _CONSTANT = 160, 60
 
 
 def integers(bits: int) -> Form:
@@ -89,16 +89,14 @@ def bits_in_planes(bits: int) -> Form:
 
     def form(codes: Float) -> tuple[Link, ...]:
         flat = codes.astype(np.int64).reshape(-1)
-        planes = np.stack([np.packbits((flat >> k & 1).astype(np.uint8), bitorder="little") for k in range(bits)])
+        planes = [np.packbits((flat >> k & 1).astype(np.uint8), bitorder="little") for k in range(bits)]
         worth = np.array([*(2.0**k for k in range(bits - 1)), -(2.0 ** (bits - 1))], np.float32)
+        shifts = np.arange(8, dtype=np.uint8)[:, None]
         return (
-            Link(
-                "shifted", "BitShift", (planes[..., None], np.arange(8, dtype=np.uint8)), {"direction": "RIGHT"}, None
-            ),
+            Link("shifted", "BitShift", (np.stack(planes, axis=1)[:, None], shifts), {"direction": "RIGHT"}, None),
             Link("bits", "BitwiseAnd", (np.array(1, np.uint8),), {}, ("shifted",)),
             Link("floats", "Cast", (), {"to": _FLOAT}, ("bits",)),
-            Link("planes", "Reshape", (np.array([bits, -1], np.int64),), {}, ("floats",)),
-            Link("sums", "MatMul", (worth[None],), {}, ("planes",), ahead=1),
+            Link("sums", "MatMul", (worth[:, None],), {}, ("floats",)),
             Link(CODES, "Reshape", (np.array(codes.shape, np.int64),), {}, ("sums",)),
         )
 
@@ -148,4 +146,4 @@ def block_product(
 
 def packed_size(chain: list[Link]) -> int:
     """Bytes of a chain in a file, about: its constants and its nodes."""
-    return sum(stored_bytes(c) for link in chain for c in link.constants) + _NODE * len(chain)
+    return sum(stored_bytes(c) + _CONSTANT for link in chain for c in link.constants) + _NODE * len(chain)

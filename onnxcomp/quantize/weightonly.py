@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Candidate, Context, PassReport, Saves, SitePass, Skip
 from onnxcomp.errors import InputError
-from onnxcomp.graph.edit import origin_of
+from onnxcomp.graph.edit import Link, origin_of
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site, is_default_domain
 from onnxcomp.numeric.moments import Covariance, Moments, predicted_error, regularised
@@ -121,7 +121,7 @@ class WeightOnly(SitePass):
 
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
         """Propose the smallest form, its weights rounded to nearest; refit() follows the data."""
-        del context
+        del gram, context
         layout = Layout(site, block_of(site, self.block_length()))
         rows = layout.rows()
         scales = _plain_scales(rows, self.levels(), layout.block)
@@ -129,7 +129,8 @@ class WeightOnly(SitePass):
         error = _relative(dequantized(codes, scales) - rows, rows)
         candidate = self._candidate(layout, codes, scales, site.bias, error)
         size = packed_size(list(candidate.chain))
-        if gram is None and size >= site.weight.nbytes + (0 if site.bias is None else site.bias.nbytes):
+        plain = Link("plain", site.kind, (site.weight, *(() if site.bias is None else (site.bias,))))
+        if size >= packed_size([plain]):
             return Skip(site.name, f"too few weights ({site.weight.size:,}) to gain from fewer bits")
         return [candidate]
 

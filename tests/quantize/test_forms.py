@@ -159,7 +159,7 @@ def test_products_run_on_the_codes(parsed: Parsed, tmp_path: Path, node: str, bi
         codes, scales = _random(site, integer_levels(bits), block)
         chain = block_product(Layout(site, block), codes, scales, None, bits)
         assert stored_bytes(chain[0].constants[0]) == 32 * 8 * max(bits, 4) / 8
-        low = _written(model, chain, bits)
+        low = _written(model, chain, 4)
         [expected] = run(open_session(_weighted(model, dequantized(codes, scales))), _feed(model))
         [exact] = run(open_session(low, optimize="off"), _feed(model))
         np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-3)
