@@ -175,6 +175,40 @@ def test_tensors_of_one_scale_cannot_have_two(build: Builder, quantize: Quantize
         quantize(model, overrides=write(content))
 
 
+WIDE = """g (float[1,16,6,6] x) => (float[1,16,6,6] y) {
+    [one] c = Conv(x, w)  [two] d = Conv(c, v)  [three] y = Conv(d, v) }"""
+
+
+def test_a_symmetric_target_takes_zero_point_0_in_either_type(
+    build: Builder, quantize: Quantizer, write: Write
+) -> None:
+    model = build(WIDE, {"w": (16, 16, 1, 1), "v": (16, 16, 1, 1)})
+    content = {
+        "x": [{"scale": 0.02, "zero_point": 128, "quant_type": "QUInt8"}],
+        "c": [{"rmin": -1.0, "rmax": 2.54}],
+        "v": [{"scale": 0.01, "zero_point": 0}],
+    }
+    quantized, _ = quantize(model, target="tensorrt", overrides=write(content))
+    assert parameters(quantized, "x") == (pytest.approx(0.02), 0)
+    assert parameters(quantized, "c") == (pytest.approx(0.02), 0)
+    np.testing.assert_array_equal(arrays(quantized)["v.scale"], np.full(16, 0.01, np.float32))
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"scale": 0.02, "zero_point": 3}, "'zero_point' gives 3; the target takes zero point 0 only"),
+        ({"symmetric": False}, "'symmetric' is false, and the target takes zero point 0 only"),
+    ],
+)
+def test_a_symmetric_target_refuses_the_rest(
+    entry: dict[str, Any], message: str, build: Builder, quantize: Quantizer, write: Write
+) -> None:
+    model = build(WIDE, {"w": (16, 16, 1, 1), "v": (16, 16, 1, 1)})
+    with pytest.raises(InputError, match=message):
+        quantize(model, target="tensorrt", overrides=write({"c": [entry]}))
+
+
 def test_a_file_that_is_missing(build: Builder, tmp_path: Path) -> None:
     model = build(GRAPH, SHAPES)
     with pytest.raises(InputError, match=r"cannot read the overrides .*none.json: No such file"):
@@ -200,10 +234,11 @@ def test_the_file_that_onnxruntime_takes_gives_the_same_parameters(
     }
     model = build(GRAPH, SHAPES)
     onnx.save(ir.to_proto(model), tmp_path / "in.onnx")
+    reader: Any = Reader()
     quantize_static(
         tmp_path / "in.onnx",
         tmp_path / "theirs.onnx",
-        Reader(),
+        reader,
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
