@@ -45,6 +45,9 @@ def test_arm_stores_what_x86_stores_128_lower(residual: ir.Model, quantize: Quan
         assert signed[name] == (scale, zero - 128, "int8")
     assert list(signed) == ["h", "r", "c", "t", "p", "j", "k", "y.raw"]
     assert signed["r"][1] == -128  # behind a Relu
+    weights = [(model.graph.initializers[f"{name}.quantized"].const_value for name in WEIGHTS) for model in (x86, arm)]
+    for a, b in zip(*weights, strict=True):
+        assert a is not None and b is not None and np.array_equal(a.numpy(), b.numpy())
     assert report.changes[0].summary == "Conv, int8 x int8, 16 weight scales"
     others = [c.summary for c in report.changes if "weight" not in c.summary]
     assert others == ["Add on int8", "MaxPool on int8", "Resize on int8", "Concat on int8"]
@@ -60,7 +63,7 @@ def test_arm_and_x86_compute_the_same_numbers(residual: ir.Model, quantize: Quan
 
 
 def test_all_of_arm_fuses_where_int8_is_allowed(residual: ir.Model, quantize: Quantizer, sqnr: Sqnr) -> None:
-    quantized, report = quantize(residual, target="ort-arm")
+    quantized, report = quantize(residual, target="ort-arm", rounding="nearest")
     assert not report.skips
     floats = [
         [fate.op_type for fate in fusion_proof(quantized, int8_kernels=allowed) if not fate.integer]
@@ -83,7 +86,7 @@ def test_mobile_stays_within_the_operators_of_nnapi(
             [product] m = Gemm(h, w)  n = Relu(m)  [head] y = Gemm(n, z) }""",
         {"u": (8, 8, 1, 1), "b": (8,), "v": (8, 8, 1, 1), "w": (392, 128), "z": (128, 32)},
     )
-    quantized, report = quantize(model, target="ort-mobile")
+    quantized, report = quantize(model, target="ort-mobile", rounding="nearest")
     found = pairs_of(quantized)
     # An AveragePool keeps its input's scale; a Gemm's result is rounded.
     assert list(found) == ["x", "r", "p", "c", "s", "d", "e", "f", "h", "n"]
@@ -98,7 +101,7 @@ def test_mobile_stays_within_the_operators_of_nnapi(
 
 def test_mobile_takes_convolutions_in_a_plane_only(build: Builder, quantize: Quantizer) -> None:
     model = build("g (float[1,8,16] x) => (float[1,8,C] y) { [line] y = Conv(x, w) }", {"w": (8, 8, 3)})
-    _, report = quantize(model, target="ort-mobile")
+    _, report = quantize(model, target="ort-mobile", rounding="nearest")
     assert [(s.site, s.reason) for s in report.skips] == [
         ("line", "the runtime has no integer kernel for a convolution of 1 spatial axes")
     ]
@@ -107,6 +110,6 @@ def test_mobile_takes_convolutions_in_a_plane_only(build: Builder, quantize: Qua
 @pytest.mark.parametrize("target", ["ort-arm", "ort-mobile", "tensorrt"])
 def test_from_end_to_end(target: str, residual: ir.Model, tmp_path: Path, sqnr: Sqnr) -> None:
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(1).standard_normal((64, 16, 8, 8)).astype(np.float32))
-    result = optimize(residual, "int8", target=target, data=tmp_path / "data.npz")
+    result = optimize(residual, "int8(rounding=nearest)", target=target, data=tmp_path / "data.npz")
     assert any(node.op_type == "QuantizeLinear" for node in result.model.graph)
     assert sqnr(residual, result.model) > 20

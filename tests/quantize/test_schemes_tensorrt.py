@@ -29,7 +29,7 @@ def trt(build: Builder, quantize: Quantizer, sqnr: Sqnr) -> Callable[..., tuple[
         model = build(
             f"g (float[1,16,8,8] x) => (float[A,B,C,D] y) <float zero = {{0}}, float six = {{6}}> {{ {body} }}", weights
         )
-        quantized, report = quantize(model, target="tensorrt", **options)
+        quantized, report = quantize(model, target="tensorrt", **{"rounding": "nearest", **options})
         for node in quantized.graph:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 zero = node.inputs[2]
@@ -189,7 +189,7 @@ def test_few_channels_stay_float(
             [in] a = Conv(x, u)  [it] b = Conv{attributes and f"<{attributes}>"}(a, v)  [out] y = Conv(b, w) }}""",
         {"u": (channels, 16, 1, 1), "v": shape, "w": (16, shape[0], 1, 1)},
     )
-    _, report = quantize(model, target="tensorrt")
+    _, report = quantize(model, target="tensorrt", rounding="nearest")
     assert ("it" in [c.site for c in report.changes]) == quantized
     assert quantized or "too few channels" in next(s.reason for s in report.skips if s.site == "it")
 
@@ -212,7 +212,7 @@ def test_products(
         f"g (float[{rows},64] x) => (float[A,B] y) {{ [it] a = {product} r = Relu(a) [out] y = Gemm(r, v) }}",
         {"w": shape, "v": (wide, 32)},
     )
-    quantized, report = quantize(model, target="tensorrt")
+    quantized, report = quantize(model, target="tensorrt", rounding="nearest")
     if reason is not None:
         assert not report.changes
         assert next(s.reason for s in report.skips if s.site == "it").startswith(reason)
@@ -230,7 +230,7 @@ def test_output_layers_stay_float_behind_softmax_and_reshapes_too(build: Builder
             [two] d = Gemm(r, w)  e = Sigmoid(d)  f = Relu(e)  g = Sigmoid(f)  z = Transpose<perm=[1,0]>(g) }""",
         {"w": (64, 64), "bias": (64,)},
     )
-    _, report = quantize(model, target="tensorrt")
+    _, report = quantize(model, target="tensorrt", rounding="nearest")
     assert [c.site for c in report.changes] == ["body", "two"]
 
 
