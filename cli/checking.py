@@ -71,7 +71,7 @@ def check(
     _print(model, target, findings, written, as_json)
     if broken:
         fate = "" if output is None else f"\n{output!r} was not written"
-        raise GateFailure(f"{model!r} breaks {_count(len(broken), 'rule')} of {target}{fate}")
+        raise GateFailure(f"{model!r} breaks the rules of {target}: {_count(len(broken), 'error')}{fate}")
 
 
 def _checks(target: str) -> list[Check]:
