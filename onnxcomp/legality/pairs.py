@@ -126,11 +126,14 @@ def reads_quantized(node: ir.Node) -> bool:
 def output_axis(node: ir.Node) -> int | None:
     """The axis of a weight that runs over the output channels; None where the operator has no such axis.
 
-    Conv 0, ConvTranspose 1, Gemm 0 with transB and 1 without, MatMul the last one of a matrix.
+    Conv 0, ConvTranspose 1, Gemm 0 with transB and 1 without, MatMul the last one.
     """
     if node.op_type == "Gemm":
         return 0 if node.attributes.get_int("transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}.get(node.op_type)
+    if node.op_type == "MatMul":
+        shape = None if node.inputs[1] is None else node.inputs[1].shape
+        return 1 if shape is None else len(shape) - 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type)
 
 
 def _read(node: ir.Node) -> Quantizer:

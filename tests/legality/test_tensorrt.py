@@ -102,6 +102,7 @@ def test_one_scale_an_activation(groups: Any, found: Found) -> None:
         ("Conv(xd, wd)", (16, 16, 1, 1), 1, 0),
         ("ConvTranspose(xd, wd)", (16, 16, 1, 1), 0, 1),
         ("MatMul(xd, wd)", (16, 16), 0, 1),
+        ("MatMul(xd, wd)", (16, 16, 16), 1, 2),
     ],
 )
 def test_the_axis_of_a_weight(
