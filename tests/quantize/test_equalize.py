@@ -12,8 +12,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.data import Feeds, open_feeds
+from onnxcomp import modelio
+from onnxcomp.data import Feeds, open_feeds, synthetic_feeds
 from onnxcomp.errors import DataError
+from onnxcomp.graph.fold import fold
 from onnxcomp.quantize.equalize import Rule, equalize
 from onnxcomp.runtime.session import open_session, run
 
@@ -174,3 +176,20 @@ def test_data_that_are_not_finite_are_named(build: Builder, tmp_path: Path) -> N
     value.const_value = ir.tensor(np.full(4, 3e38, np.float32), name="b")
     with pytest.raises(DataError, match="is not finite on the calibration data"):
         equalize(model, feeds, "activations")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "fastestdet_coco", "unet_sed", "vit_pgd_2_3_16_cifar10"])
+def test_real_models_compute_what_they_did(name: str) -> None:
+    """Option-A shortcuts, channel shuffles, ConvTranspose, attention; with made-up inputs."""
+    path = Path(__file__).resolve().parents[3] / "shared" / "models" / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("../shared is not there: the real models are not part of the repository")
+    model = modelio.load(path)
+    fold(model)
+    feeds = synthetic_feeds(model, 0)
+    feed = feeds.first(2)
+    wanted = run(open_session(model), feed)
+    assert equalize(model, feeds, "activations", samples=4).nodes
+    for got, exact in zip(run(open_session(model), feed), wanted, strict=True):
+        assert _error(got, exact) < 2e-5
