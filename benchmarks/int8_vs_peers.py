@@ -161,7 +161,8 @@ def activations_mb(path: Path, name: str, image: Array) -> float:
 def affordable(kind: str, source: Path, name: str, image: Array, count: int, memory: float) -> int:
     if kind not in _HOARDERS:
         return count
-    return max(16, min(count, int(memory / (2 * activations_mb(source, name, image)))))
+    fits = int(memory / (2 * activations_mb(source, name, image)))
+    return count if fits >= count else max(16, fits // 32 * 32)
 
 
 def for_peers(source: Path, folder: Path) -> Path:

@@ -126,9 +126,9 @@ def _batches(source: Path, name: str, images: Any) -> list[dict[str, Any]]:
 
     graph = onnx.load(source, load_external_data=False).graph
     first = next(value for value in graph.input if value.name == name).type.tensor_type.shape.dim[0]
-    whole = len(images) // first.dim_value * first.dim_value if first.dim_value else len(images)
-    step = first.dim_value or _BATCH
-    return [{name: images[i : i + step]} for i in range(0, whole, step)]
+    step = first.dim_value or min(_BATCH, len(images))
+    # Batches of one size: ORT's entropy calibrator takes no other.
+    return [{name: images[i : i + step]} for i in range(0, len(images) - step + 1, step)]
 
 
 KINDS: dict[str, Callable[[Path, Path, str, Any], None]] = {
