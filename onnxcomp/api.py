@@ -18,7 +18,7 @@ from onnxcomp import modelio
 from onnxcomp.backoff import Outcome, within_budget
 from onnxcomp.budget import Budget
 from onnxcomp.calibration.statsfile import Statistics, load_statistics
-from onnxcomp.contract import Context, Objective, Override, Pass, SitePass
+from onnxcomp.contract import Context, Objective, Override, Pass, PassReport, SitePass
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Preprocess
 from onnxcomp.errors import InputError, ModelError
@@ -28,7 +28,8 @@ from onnxcomp.graph.fold import Log, canonicalise
 from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.legality.verdict import judge
 from onnxcomp.options import spec_of
-from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, time_models
+from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, lowest_speed, time_models
+from onnxcomp.quantize.storage import lean
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
@@ -147,7 +148,7 @@ def optimize(
         )
         outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")
-        outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None)
+        outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None, chosen)
     fates = fusion_proof(outcome.model) if aim.host else ()
     verdict = judge(intake.model, outcome.model, aim, fates if aim.host else None)
     before, after, warnings = _qualities(intake, outcome.model)
@@ -189,7 +190,9 @@ def optimize(
         failures=(*outcome.failures, *verdict.failures),
     )
     _stamp(outcome.model, report)
-    return Result(outcome.model, replace(report, after=_snapshot(outcome.model, after)))
+    lean(outcome.model)
+    written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))
+    return Result(outcome.model, replace(report, after=written))
 
 
 def _check_statistics(statistics: Statistics, start: ir.Model, source: str) -> None:
@@ -224,13 +227,14 @@ def _passes(passes: str | Sequence[Pass | str]) -> tuple[Pass, ...]:
 
 
 def _not_slower(
-    original: ir.Model, start: ir.Model, outcome: Outcome, context: Context, replayed: bool
+    original: ir.Model, start: ir.Model, outcome: Outcome, context: Context, replayed: bool, passes: Sequence[Pass]
 ) -> tuple[Outcome, Speedup | None]:
     """Time the result against the input; where it is slower after all, give back everything."""
     if replayed or not any(step.kept and step.report.changes for step in outcome.steps):
         return outcome, None
+    floor = lowest_speed(passes, [step.report if step.kept else PassReport() for step in outcome.steps])
     speedup = time_models(original, outcome.model, context)
-    if speedup is None or speedup.high >= 1.0:
+    if speedup is None or speedup.high >= floor:
         return outcome, speedup
     why = f"slower: the result runs at {speedup.ratio:.2f}x of the input's speed"
     steps = tuple(replace(step, kept=False, why=why) if step.kept else step for step in outcome.steps)

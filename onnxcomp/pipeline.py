@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -18,7 +18,17 @@ from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup, paired
 from onnxcomp.verify import check_outputs, check_structure
 
-__all__ = ["Choices", "PipelineReport", "Plan", "Progress", "Snapshot", "Step", "run_passes", "time_models"]
+__all__ = [
+    "Choices",
+    "PipelineReport",
+    "Plan",
+    "Progress",
+    "Snapshot",
+    "Step",
+    "lowest_speed",
+    "run_passes",
+    "time_models",
+]
 
 Progress = Callable[[str], None]
 Choices = Mapping[str, Mapping[str, Value]]
@@ -162,7 +172,7 @@ def _run_one(item: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, S
         except PassError as error:
             why = str(error)
         else:
-            speedup, why = _judge(item, trial, model, context)
+            speedup, why = _judge(item, report, trial, model, context)
     kept = not why
     step = Step(spec_of(item), report, kept, why, before, after, speedup, time.perf_counter() - started)
     return (trial if kept else model), step
@@ -175,7 +185,9 @@ def _verify(trial: ir.Model, model: ir.Model, context: Context) -> None:
         check_outputs(trial, model, feeds.first(1))
 
 
-def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tuple[Speedup | None, str]:
+def _judge(
+    item: Pass, report: PassReport, trial: ir.Model, model: ir.Model, context: Context
+) -> tuple[Speedup | None, str]:
     """Time the result against its predecessor, both as the later passes would leave them; say why it must go."""
     if item.saves == "nothing" or context.replay is not None:
         return None, ""
@@ -187,13 +199,22 @@ def _judge(item: Pass, trial: ir.Model, model: ir.Model, context: Context) -> tu
     speedup = time_models(context.rehearsed(model), context.rehearsed(trial), context)
     if speedup is None:
         return None, ""
-    floor = 1.0 if item.saves == "latency" else _BYTES_MAY_COST
+    floor = lowest_speed([item], [report])
     if speedup.ratio < floor:
         return (
             speedup,
             f"slower: {speedup.ratio:.2f}x of the speed before (95 % interval {speedup.low:.2f} to {speedup.high:.2f})",
         )
     return speedup, ""
+
+
+def lowest_speed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> float:
+    """The speed, relative to the model before these passes, under which their result is given back.
+
+    It is 1, and a little less where a pass that saves bytes has changed something.
+    """
+    spent = any(p.saves == "bytes" and r.changes for p, r in zip(passes, reports, strict=True))
+    return _BYTES_MAY_COST if spent else 1.0
 
 
 def time_models(base: ir.Model, other: ir.Model, context: Context) -> Speedup | None:
