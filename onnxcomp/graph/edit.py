@@ -107,7 +107,7 @@ def replace_by_chain(
         inputs = [made[role] for role in roles]
         constants = [
             add_initializer(graph, unique_name(graph, f"{base}.{link.role}.{kind}", names), array)
-            for kind, array in zip(_kinds(len(link.constants)), link.constants, strict=True)
+            for kind, array in zip(_kinds(link), link.constants, strict=True)
         ]
         new = ir.node(
             link.op_type,
@@ -143,8 +143,16 @@ def drop_unused(graph: ir.Graph, values: Iterable[ir.Value]) -> None:
             del graph.initializers[value.name]
 
 
-def _kinds(count: int) -> tuple[str, ...]:
-    return ("weight", "bias", *(f"constant{i}" for i in range(2, count)))[:count]
+def _kinds(link: Link) -> tuple[str, ...]:
+    """What the constants of a link are, for their names."""
+    count = len(link.constants)
+    if link.op_type == "DequantizeLinear":
+        known: tuple[str, ...] = ("codes", "scale", "zero_point")
+    elif link.inputs is None:
+        known = ("codes",)
+    else:  # a weight that comes from another link is no constant
+        known = ("bias",) if len(link.inputs) > 1 else ("weight", "bias")
+    return (*known, *(f"constant{i}" for i in range(len(known), count)))[:count]
 
 
 def _attributes(
