@@ -26,6 +26,7 @@ from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement
 from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.integers import constant_of, is_pair, quantizers, stored_type
+from onnxcomp.quantize.narrowing import narrow_weights
 from onnxcomp.quantize.observe import observable
 from onnxcomp.quantize.parameters import parameters_for
 from onnxcomp.quantize.placement import place
@@ -36,6 +37,8 @@ from onnxcomp.targets.target import Scheme, Target, load_target, target_names
 
 __all__ = ["Retargeted", "retarget"]
 
+# For weights that were float in the model given.
+_FRESH = WeightRules(8, "mse", False)
 _OPERATORS = ("QLinear", "QGemm", "QAttention", "ConvInteger", "MatMulInteger", "DynamicQuantize")
 
 
@@ -169,12 +172,14 @@ def _placed_anew(model: ir.Model, source: Target, aim: Target, statistics: Stati
     parameters = {
         root: parameters_for(scheme, *_ends(ranges[root], scheme), plan.tensors[root].limits) for root in plan.roots
     }
-    known, fresh = _known(stripped, plan)
-    emit(found, plan, parameters, lambda node: WeightRules(8, "minmax", False), known=known, pass_name="retarget")
+    known, rules = _known(stripped, plan)
+    emit(found, plan, parameters, lambda node: rules[node], known=known, pass_name="retarget")
+    narrow_weights(found, [(node, rule.bits) for node, rule in rules.items()])
     if scheme.channel_inputs:
         merge(found, tuple(s for s in stripped.spreads if s.tensor in plan.tensors))
     carry(found, ranges if statistics is not None else carried(model) or ranges, aim.name)
     notes = [f"{len(left_float)} layers are float, as they were in the model given"] if left_float else []
+    fresh = sum(rule.scales == _FRESH.scales for rule in rules.values())
     if fresh:
         notes.append(f"{fresh} weights were rounded afresh: they were float or had zero points")
     summary = f"{len(plan.weighted)} layers with weights and {len(plan.others)} others placed by {aim.name}'s scheme"
@@ -187,18 +192,19 @@ def _left_float(stripped: Stripped, scheme: Scheme) -> set[str]:
     return {w.site for w in plan.weighted if w.weight.name not in stripped.codes}
 
 
-def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, int]:
-    """The codes of the plan's weights, and how many of these have none."""
+def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, dict[ir.Node, WeightRules]]:
+    """The codes of the plan's weights, and the rules under which `emit` finds them; without codes, how to round."""
     known: WeightCache = {}
-    fresh = 0
+    rules: dict[ir.Node, WeightRules] = {}
     for w in plan.weighted:
         codes = stripped.codes.get(w.weight.name or "")
         weight = codes.of(w) if codes is not None else None
-        if weight is None:
-            fresh += 1
+        if codes is None or weight is None:
+            rules[w.node] = _FRESH
         else:
-            known[(w.weight.name, w.axis, 8, "minmax")] = weight
-    return known, fresh
+            rules[w.node] = WeightRules(codes.bits, "minmax", False)
+            known[(w.weight.name, w.axis, codes.bits, "minmax")] = weight
+    return known, rules
 
 
 def _ranges(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -26,19 +27,22 @@ from onnxcomp.quantize.weights import QuantizedWeight
 
 __all__ = ["Codes", "Stripped", "strip"]
 
-_SUFFIX = ".quantized"
+# What writing a tensor or a weight as integers appends to its name.
+_SUFFIXES = (".quantized", ".q", ".cast", ".mul")
+_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int32": 8}
 # What quantizers remove a Relu behind, where the range makes it redundant.
 _SIGNED = frozenset({"Add", "BatchNormalization", *WEIGHTED})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codes:
-    """A weight as it was stored: int8 codes of zero point 0, float32 scales [] or [channels] along `axis`."""
+    """A weight as it was stored: codes of zero point 0 in 8, 4 or 2 bits, float32 scales [] or [channels] on `axis`."""
 
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
     axis: int
     restored: NDArray[np.float32]
+    bits: int
 
     def of(self, w: Weighted) -> QuantizedWeight | None:
         """The codes for a node; None where they do not fit it, or its weight has changed since."""
@@ -121,8 +125,8 @@ def _strip_activations(
     for value in values:
         value.type = ir.TensorType(ir.DataType.FLOAT)
         name = value.name or ""
-        if not is_pair(value.producer(), "QuantizeLinear") and name.endswith(_SUFFIX):
-            value.name = unique_name(model.graph, name.removesuffix(_SUFFIX), taken)
+        if not is_pair(value.producer(), "QuantizeLinear") and _base(name) != name:
+            value.name = unique_name(model.graph, _base(name), taken)
     for pad, fill in fills.items():
         _refill(model.graph, pad, fill, taken)
     for node in ends:
@@ -254,14 +258,36 @@ def _constant_codes(node: ir.Node) -> NDArray[np.int64] | None:
     """The integers that a DequantizeLinear reads; None where they are not constant, or have scales by the block."""
     if node.attributes.get_int("block_size", 0) or node.inputs[0] is None:
         return None
-    stored: ir.Value | None = node.inputs[0]
     producer = node.inputs[0].producer()
-    if producer is not None and is_default_domain(producer, "Cast"):
-        stored = producer.inputs[0]
-    elif producer is not None and is_pair(producer, "QuantizeLinear"):
+    if producer is not None and is_pair(producer, "QuantizeLinear"):
         return _rounded(producer)
-    array = constant_of(stored)
-    return None if array is None else array.astype(np.int64)
+    return _decoded(node.inputs[0])
+
+
+def _decoded(value: ir.Value | None) -> NDArray[np.int64] | None:
+    """Whole numbers as an initializer, or one that is cast and turned (:mod:`onnxcomp.quantize.narrowing`)."""
+    array, producer = constant_of(value), value.producer() if value is not None else None
+    if array is not None:
+        return array.astype(np.int64) if array.dtype.name in _BITS else None
+    if producer is None or not is_default_domain(producer, "Cast", "Mul"):
+        return None
+    parts = [_decoded(part) for part in producer.inputs]
+    known = [part for part in parts if part is not None]
+    return prod(known[1:], start=known[0]) if known and len(known) == len(parts) else None
+
+
+def _bits(value: ir.Value | None) -> int:
+    """Bits in which whole numbers are stored."""
+    array, producer = constant_of(value), value.producer() if value is not None else None
+    if array is not None:
+        return _BITS.get(array.dtype.name, 8)
+    return 8 if producer is None or not producer.inputs else _bits(producer.inputs[0])
+
+
+def _base(name: str) -> str:
+    """The name of what was written as integers."""
+    suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
 
 
 def _rounded(node: ir.Node) -> NDArray[np.int64] | None:
@@ -297,9 +323,9 @@ def _restore(graph: ir.Graph, node: ir.Node, codes: dict[str, Codes], taken: set
     restored: NDArray[np.float32] = ((array - zero).astype(np.float32) * scale).astype(np.float32)
     owner = node.graph if isinstance(node.graph, ir.Graph) else graph
     base = (node.inputs[0].name if node.inputs[0] is not None else None) or "constant"
-    name = unique_name(owner, base.removesuffix(_SUFFIX), taken)
+    name = unique_name(owner, _base(base), taken)
     is_weight = any(user.op_type in WEIGHTED and index == 1 for user, index in node.outputs[0].uses())
     value = add_initializer(owner, name, restored)
     _reroute(node.outputs[0], value)
     if is_weight and not pair.zero_point.any() and -128 <= array.min(initial=0) <= array.max(initial=0) <= 127:
-        codes[name] = Codes(array.astype(np.int8), pair.scale, pair.axis, restored)
+        codes[name] = Codes(array.astype(np.int8), pair.scale, pair.axis, restored, _bits(node.inputs[0]))

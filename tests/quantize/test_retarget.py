@@ -363,3 +363,30 @@ def test_a_model_as_bytes_and_as_a_file(int8: ir.Model, tmp_path: Path) -> None:
     from_file.save(tmp_path / "arm.onnx")
     types = {numpy_helper.to_array(t).dtype for t in onnx.load(tmp_path / "arm.onnx").graph.initializer}
     assert np.dtype(np.uint8) not in types
+
+
+def test_weights_of_four_bits_stay_in_four_bits(model: ir.Model, quantize: Quantizer) -> None:
+    narrow, _ = quantize(model, rounding="nearest", inputs="tensor", calibration="mse", weight_bits=4)
+    packed = {name for name, value in narrow.graph.initializers.items() if value.dtype == ir.DataType.INT4}
+    assert len(packed) >= 6
+    for target in ("ort-arm", "tensorrt"):
+        moved = retarget(narrow, target).model
+        kept = {name for name, value in moved.graph.initializers.items() if value.dtype == ir.DataType.INT4}
+        assert kept
+        assert {name: arrays(moved)[name] for name in kept} == {name: arrays(narrow)[name] for name in kept}
+        onnx.checker.check_model(ir.to_proto(moved), full_check=True)
+    back = retarget(retarget(narrow, "tensorrt").model, "ort-x86").model
+    assert np.array_equal(unoptimised(back)[0], unoptimised(narrow)[0])
+
+
+def test_an_input_with_a_grid_for_each_channel(model: ir.Model, quantize: Quantizer) -> None:
+    spread, _ = quantize(model, rounding="nearest", calibration="mse")
+    scales = [n.inputs[1] for n in spread.graph if n.op_type == "QuantizeLinear"]
+    assert any(scale is not None and scale.shape is not None and len(scale.shape) == 1 for scale in scales)
+    arm = retarget(spread, "ort-arm").model
+    assert np.array_equal(unoptimised(arm)[0], unoptimised(spread)[0])
+    trt = retarget(spread, "tensorrt").model
+    reference, got = (unoptimised(m)[0] for m in (model, trt))
+    assert 10 * np.log10(np.square(reference).sum() / np.square(reference - got).sum()) > 18
+    back = retarget(trt, "ort-x86").model
+    assert np.abs(unoptimised(back)[0] - unoptimised(spread)[0]).max() < 0.02 * np.abs(reference).max()
