@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from onnxcomp.numeric.leastsquares import cholesky, solve
 from onnxcomp.numeric.moments import Moments
-from onnxcomp.numeric.rounding import Order, round_rows
+from onnxcomp.numeric.rounding import Order, integer_levels, output_error, round_rows
 
-__all__ = ["Effort", "Refit", "refit"]
+__all__ = ["Effort", "Refit", "grids", "refit"]
 
 Float = NDArray[np.float64]
 
@@ -55,14 +55,22 @@ class Refit:
     power: Float
 
 
+def grids(bits: int) -> tuple[Float, ...]:
+    """The grids that a row may choose from: symmetric ones, or below 4 bits all 2^bits codes and their mirror image.
+
+    At 2 bits the fourth level counts: -2 ... 1 for a row whose largest weight is negative, -1 ... 2 for another.
+    """
+    levels = integer_levels(bits, symmetric=bits > 3)
+    return (levels,) if bits > 3 else (levels, -levels[::-1])
+
+
 def refit(
     moments: Moments,
     weight: Float,
-    levels: Float,
+    options: tuple[Float, ...],
     effort: Effort,
     *,
     biased: bool = True,
-    codes: Float | None = None,
     scales: Float | None = None,
 ) -> Refit:
     """Fit and round one group of a layer.
@@ -70,10 +78,9 @@ def refit(
     Args:
         moments: Of its patches and targets.
         weight: The original weight, [R, d].
-        levels: The codes of the grid.
+        options: Grids, of which each row gets the one that errs least.
         effort: How thoroughly.
         biased: Whether the layer has a bias to take the means; else the moments count as they are.
-        codes: Given codes stay, with the given scales, and only the bias is fitted.
         scales: Given scales stay.
 
     Raises:
@@ -82,15 +89,29 @@ def refit(
     centred = moments.centred()
     assert moments.yx is not None and moments.mean_y is not None and moments.yy is not None
     xx, yx = (centred.xx, centred.yx) if biased else (moments.xx, moments.yx)
-    if codes is None or scales is None:
-        d = len(xx)
-        ridge = (_RIDGE + _RIDGE_FEW * d / max(moments.count, 1)) * float(np.trace(xx)) / d
-        damped = xx.copy()
-        damped[np.diag_indices(d)] += ridge
-        target = solve(cholesky(damped), (yx + ridge * weight).T).T
-        codes, scales = round_rows(
+    d = len(xx)
+    ridge = (_RIDGE + _RIDGE_FEW * d / max(moments.count, 1)) * float(np.trace(xx)) / d
+    damped = xx.copy()
+    damped[np.diag_indices(d)] += ridge
+    target = solve(cholesky(damped), (yx + ridge * weight).T).T
+    codes, chosen = _best(target, damped, options, effort, scales)
+    rounded = codes * chosen[:, None]
+    bias = moments.mean_y - rounded @ moments.mean_x if biased else np.zeros(len(rounded))
+    spread = centred.yy if biased else moments.yy
+    cross = np.einsum("rd,rd->r", rounded, yx)
+    error = spread - 2 * cross + np.einsum("rd,rd->r", rounded @ xx, rounded)
+    return Refit(codes, chosen, bias, np.maximum(error, 0.0), moments.yy)
+
+
+def _best(
+    target: Float, gram: Float, options: tuple[Float, ...], effort: Effort, scales: Float | None
+) -> tuple[Float, Float]:
+    """Codes and scales of each row on the grid that suits it best."""
+
+    def rounded(levels: Float) -> tuple[Float, Float]:
+        return round_rows(
             target,
-            damped,
+            gram,
             levels,
             scales=scales,
             damping=effort.damping,
@@ -98,9 +119,12 @@ def refit(
             sweeps=effort.sweeps,
             rounds=effort.rounds,
         )
-    rounded = codes * scales[:, None]
-    bias = moments.mean_y - rounded @ moments.mean_x if biased else np.zeros(len(rounded))
-    spread = centred.yy if biased else moments.yy
-    cross = np.einsum("rd,rd->r", rounded, yx)
-    error = spread - 2 * cross + np.einsum("rd,rd->r", rounded @ xx, rounded)
-    return Refit(codes, scales, bias, np.maximum(error, 0.0), moments.yy)
+
+    codes, chosen = rounded(options[0])
+    error = output_error(codes, chosen, target, gram)
+    for levels in options[1:]:
+        others, own = rounded(levels)
+        less = output_error(others, own, target, gram)
+        better = less < error
+        codes[better], chosen, error = others[better], np.where(better, own, chosen), np.minimum(error, less)
+    return codes, chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.quantize.weights import quantize_bias
 
-__all__ = ["Codes", "input_scale", "read_weight", "write_bias", "write_weight"]
+__all__ = ["Codes", "dequantizer", "input_scale", "read_weight", "write_bias", "write_weight"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,13 +24,13 @@ class Codes:
 
 def read_weight(node: ir.Node) -> Codes:
     """The weight that a node reads through a DequantizeLinear."""
-    pair = _dequantizer(node, 1)
+    pair = dequantizer(node, 1)
     return Codes(_array(pair.inputs[0]), _array(pair.inputs[1]))
 
 
 def write_weight(node: ir.Node, values: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
     """Replace codes and scales of a weight that no other node reads; shapes stay."""
-    pair = _dequantizer(node, 1)
+    pair = dequantizer(node, 1)
     _replace(pair.inputs[0], values)
     _replace(pair.inputs[1], scales)
 
@@ -41,7 +42,7 @@ def write_bias(node: ir.Node, bias: NDArray[np.float32]) -> None:
     if value.is_initializer():
         _replace(value, bias)
         return
-    pair = _dequantizer(node, 2)
+    pair = dequantizer(node, 2)
     quantized = quantize_bias(bias, input_scale(node), read_weight(node).scales)
     _replace(pair.inputs[0], quantized.values)
     _replace(pair.inputs[1], quantized.scales)
@@ -49,19 +50,21 @@ def write_bias(node: ir.Node, bias: NDArray[np.float32]) -> None:
 
 def input_scale(node: ir.Node) -> float:
     """Scale of the activation that a node reads through a DequantizeLinear."""
-    return float(_array(_dequantizer(node, 0).inputs[1]).reshape(()))
+    return float(_array(dequantizer(node, 0).inputs[1]).reshape(()))
 
 
-def _dequantizer(node: ir.Node, index: int) -> ir.Node:
+def dequantizer(node: ir.Node, index: int) -> ir.Node:
+    """The DequantizeLinear behind an input of a quantized node."""
     value = node.inputs[index]
     pair = value.producer() if value is not None else None
     assert pair is not None and pair.op_type == "DequantizeLinear", "the node was quantized"
     return pair
 
 
-def _array(value: ir.Value | None) -> NDArray[np.generic]:
+def _array(value: ir.Value | None) -> NDArray[Any]:
     assert value is not None and value.const_value is not None, "parameters of a pair are constants"
-    return value.const_value.numpy()
+    array: NDArray[Any] = value.const_value.numpy()
+    return array
 
 
 def _replace(value: ir.Value | None, array: NDArray[np.generic]) -> None:

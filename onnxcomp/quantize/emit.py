@@ -40,6 +40,11 @@ class WeightRules:
     scales: WeightScales = "mse"
     corrected: bool = True
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the weight is stored in fewer than 8 bits, so that every byte beside it counts."""
+        return self.bits <= 4
+
 
 RulesOf = Callable[[ir.Node], WeightRules]
 # Name of the weight, axis of its output channels, bits, rule of the scales.
@@ -94,8 +99,8 @@ def emit(
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
         if corrected is None and biased and w.node.op_type in ("Conv", "Gemm"):
             corrected = np.zeros(len(weight.scales), np.float32)
-        if plan.scheme.bias == "float32":
-            if shift is not None and corrected is not None:
+        if plan.scheme.bias == "float32" or (rule.narrow and plan.scheme.folds_bias):
+            if corrected is not None and (biased or shift is not None):  # one's own: the old one may be shared
                 writer.write_float_bias(w, corrected)
         elif corrected is not None:
             writer.write_bias(w, corrected, scale, weight)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -101,7 +102,7 @@ class _Channels:
         self._probes: list[list[NDArray[np.float32]]] = [[] for _ in range(count)]
         self._seen = 0
 
-    def update(self, x: NDArray[np.float32]) -> None:
+    def update(self, x: NDArray[Any]) -> None:
         rows = np.moveaxis(x, 1, 0).reshape(len(self.low), -1)
         self.low = np.minimum(self.low, rows.min(axis=1)) if self._seen else rows.min(axis=1).astype(np.float64)
         self.high = np.maximum(self.high, rows.max(axis=1)) if self._seen else rows.max(axis=1).astype(np.float64)
@@ -113,12 +114,12 @@ class _Channels:
     def grids(self) -> tuple[Float, NDArray[np.int64], bool]:
         """Scales and zero points, and whether every channel has a lattice."""
         steps = [self._step(probes, k) for k, probes in enumerate(self._probes)]
-        grids = [channel_grid(*ends, step) for *ends, step in zip(self.low, self.high, steps, strict=True)]
+        grids = [channel_grid(low, high, step) for low, high, step in zip(self.low, self.high, steps, strict=True)]
         scales, zeros = np.array([g[0] for g in grids]), np.array([g[1] for g in grids])
         return scales, zeros, all(step is not None for step in steps)
 
     def _step(self, probes: list[NDArray[np.float32]], channel: int) -> float | None:
-        values = np.unique(np.concatenate([*probes, np.float32([self.low[channel], self.high[channel]])]))
+        values = np.unique(np.concatenate([*probes, np.array([self.low[channel], self.high[channel]], np.float32)]))
         return lattice_step(values.astype(np.float64))
 
 
@@ -189,7 +190,7 @@ def _take_up(graph: ir.Graph, site: Site, scales: Float, offsets: Float, taken: 
 
 
 def merge(model: ir.Model, spreads: tuple[Spread, ...]) -> None:
-    """Turn Mul, Add and QuantizeLinear of each spread input into one QuantizeLinear with a scale a channel, in place."""
+    """Turn Mul, Add and QuantizeLinear of each spread input into one QuantizeLinear with scales a channel, in place."""
     graph = model.graph
     taken = names_of(graph)
     for spread in spreads:
@@ -213,6 +214,7 @@ def merge(model: ir.Model, spreads: tuple[Spread, ...]) -> None:
         drop_unused(graph, old)
 
 
-def _constant(value: ir.Value | None) -> NDArray[np.generic]:
+def _constant(value: ir.Value | None) -> NDArray[Any]:
     assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
+    array: NDArray[Any] = value.const_value.numpy()
+    return array

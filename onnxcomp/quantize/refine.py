@@ -22,8 +22,7 @@ from onnxcomp.calibration.sweep import alone
 from onnxcomp.data import Feeds
 from onnxcomp.graph.products import product_site, rows_of
 from onnxcomp.graph.sites import Site, conv_site
-from onnxcomp.numeric.refit import Effort, Refit, refit
-from onnxcomp.numeric.rounding import integer_levels
+from onnxcomp.numeric.refit import Effort, Refit, grids, refit
 from onnxcomp.quantize.constants import input_scale, write_bias, write_weight
 from onnxcomp.quantize.weights import bias_floors
 from onnxcomp.runtime.session import open_session, run
@@ -158,7 +157,7 @@ def _fit(twin: Twin, site: Site, gram: PatchGram) -> float:
 
     def fitted(scales: Sequence[Float | None]) -> list[Refit]:
         return [
-            refit(m, w, integer_levels(twin.bits), _effort(twin.bits), biased=biased, scales=s)
+            refit(m, w, grids(twin.bits), _effort(twin.bits), biased=biased, scales=s)
             for m, w, s in zip(moments, weight, scales, strict=True)
         ]
 

@@ -16,14 +16,16 @@ from onnxcomp.errors import InputError
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes
-from onnxcomp.quantize.accuracy import refined, spread, spread_ranges, twins_of
+from onnxcomp.quantize.accuracy import admit_bits, refined, spread, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
 from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
+from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.given import Given, given_by, overrides_of
 from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.layers import Layers
 from onnxcomp.quantize.measure import measured_errors
+from onnxcomp.quantize.narrowing import narrow_weights
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
 from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
@@ -48,6 +50,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         InputError: The target has no int8 scheme.
         DataError: There are no data, or they do not fit.
     """
+    wide = admit_bits(model, _scheme(context), layers)
     spreads = spread(model, _scheme(context), context, layers)
     placement = Placement(model, _scheme(context), layers.refusal)
     plan = placement.of(model)
@@ -86,11 +89,18 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
     notes = (*observed.notes, *given.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
     pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
-    emit(model, plan, parameters, layers.rules, means, known=known, biased=pair is not None)
+    bits = [(w.node, layers.rules(w.node).bits) for w in plan.weighted]
+    emit(model, plan, as_run_here(plan.scheme, parameters), layers.rules, means, known=known, biased=pair is not None)
     if observed.feeds is not None:
         refined(pair, observed.feeds, context, layers)
     merge(model, spreads)
+    if plan.scheme.activation == "int8":
+        flip(model, "int8")  # weights were rounded on what this machine computes with uint8: the same numbers
+    if wide is None:
+        narrow_weights(model, bits)
     carry(model, _carried(plan, observed, ranges, layers), context.target.name)
+    if wide is not None:
+        notes = (*notes, f"weights of fewer than 8 bits lie in 8: {wide}")
     return PassReport(changed, skips, notes)
 
 

@@ -41,16 +41,12 @@ class Writer:
         if tensor.stored:
             self._store(anchor, zero if parameters.zero_point else None)
             stored = value
-            stored.name = unique_name(self.graph, f"{name}.quantized", self.taken)
+            stored.name = unique_name(self.graph, f"{name}.q", self.taken)
         else:
-            made.append(
-                self._node("QuantizeLinear", [value, scale, zero], f"{name}.quantize", f"{name}.quantized", origin)
-            )
+            made.append(self._node("QuantizeLinear", [value, scale, zero], f"{name}.Q", f"{name}.q", origin))
             stored = made[0].outputs[0]
         stored.type = ir.TensorType(ir.DataType.UINT8 if parameters.dtype == "uint8" else ir.DataType.INT8)
-        made.append(
-            self._node("DequantizeLinear", [stored, scale, zero], f"{name}.dequantize", f"{name}.dequantized", origin)
-        )
+        made.append(self._node("DequantizeLinear", [stored, scale, zero], f"{name}.DQ", f"{name}.dq", origin))
         result = made[-1].outputs[0]
         result.type, result.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
         if anchor is None:
@@ -101,9 +97,7 @@ class Writer:
             values = self._initializer(f"{name}.quantized", quantized.values)
             scales = self._initializer(f"{name}.scale", quantized.scales)
             inputs = [values, scales, self._zeros(np.int8, len(quantized.scales))]
-            node = self._node(
-                "DequantizeLinear", inputs, f"{name}.dequantize", f"{name}.dequantized", w.site, axis=w.axis
-            )
+            node = self._node("DequantizeLinear", inputs, f"{name}.DQ", f"{name}.dq", w.site, axis=w.axis)
             self.graph.insert_before(w.node, [node])
             self._weights[key] = node.outputs[0]
         w.node.replace_input_with(1, self._weights[key])
@@ -115,7 +109,7 @@ class Writer:
         values = self._initializer(f"{name}.quantized", quantized.values)
         scales = self._initializer(f"{name}.scale", quantized.scales)
         inputs = [values, scales, self._zeros(np.int32, len(quantized.scales))]
-        node = self._node("DequantizeLinear", inputs, f"{name}.dequantize", f"{name}.dequantized", w.site, axis=0)
+        node = self._node("DequantizeLinear", inputs, f"{name}.DQ", f"{name}.dq", w.site, axis=0)
         self.graph.insert_before(w.node, [node])
         if len(w.node.inputs) < 3:
             w.node.resize_inputs(3)
@@ -126,7 +120,7 @@ class Writer:
         name = (w.bias.name if w.bias is not None else None) or f"{w.site}.bias"
         if len(w.node.inputs) < 3:
             w.node.resize_inputs(3)
-        w.node.replace_input_with(2, self._initializer(f"{name}.corrected", bias))
+        w.node.replace_input_with(2, self._initializer(name, bias))
 
     def _scale(self, root: str, parameters: Parameters) -> ir.Value:
         if root not in self._scales:
@@ -136,9 +130,7 @@ class Writer:
     def _zero_point(self, parameters: Parameters) -> ir.Value:
         key = (parameters.dtype, parameters.zero_point, 0)
         if key not in self._constants:
-            self._constants[key] = self._initializer(
-                f"zero_point.{parameters.zero_point}", np.array(parameters.zero_point, parameters.dtype)
-            )
+            self._constants[key] = self._initializer("zero_point", np.array(parameters.zero_point, parameters.dtype))
         return self._constants[key]
 
     def _zeros(self, dtype: type[np.int8] | type[np.int32], count: int) -> ir.Value:

@@ -22,6 +22,7 @@ SCHEME = Scheme(
         {"MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"}
     ),
     stored=frozenset({"Pad"}),
+    folds_bias=True,
     channel_inputs=True,
 )
 TARGET = Target(

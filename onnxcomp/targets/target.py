@@ -48,6 +48,7 @@ class Scheme:
         absorbed: Activations that vanish into the quantization after them when the range makes them redundant
             (``groups``), or that the runtime fuses into the operator before them (``inputs``).
         bias: Type in which biases are stored.
+        folds_bias: Whether the runtime makes int32 of a float bias at load, so that small files may have those.
         conv_ranks: Numbers of spatial axes for which convolutions and pools have an integer kernel.
         channel_inputs: Whether a graph input may be quantized with a scale for each channel.
         minimum_opset: The oldest opset in which the form is legal (per-channel scales need 13).
@@ -63,6 +64,7 @@ class Scheme:
     absorbed: frozenset[str] = frozenset({"Relu", "Clip"})
     pairs: PairStyle = "groups"
     bias: Literal["int32", "float32"] = "int32"
+    folds_bias: bool = False
     conv_ranks: frozenset[int] = frozenset({1, 2, 3})
     channel_inputs: bool = False
     minimum_opset: int = 13

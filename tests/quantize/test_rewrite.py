@@ -316,8 +316,8 @@ def test_provenance_of_what_is_inserted(build: Builder, quantize: Quantizer) -> 
     made = [n for n in quantized.graph if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert {n.metadata_props["onnxcomp.pass"] for n in made} == {"int8"}
     by_name = {n.name: n.metadata_props["onnxcomp.origin"] for n in made}
-    assert by_name["w.dequantize"] == "second"
-    assert by_name["y.quantize"] == "second"
+    assert by_name["w.DQ"] == "second"
+    assert by_name["y.Q"] == "second"
 
 
 def test_a_node_without_a_name_is_still_called_after_its_output(build: Builder, quantize: Quantizer) -> None:
