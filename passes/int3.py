@@ -21,9 +21,9 @@ __all__ = ["Int3"]
 class Int3(WeightOnly):
     """Store weights in 3 bits, with a scale an output channel or block; compute in float (a tenth of the size).
 
-    Codes go from -3 to 3. ONNX has no type of 3 bits: those of a large convolution lie in three planes of single bits,
-    which foldable operators put together at load; a small one, and a Gemm or MatMul, has INT4 codes. For the rest see
-    int4.
+    Codes go from -4 to 3, or from -3 to 4 where that suits a channel better (its scale is negative then). ONNX has no
+    type of 3 bits: those of a large convolution lie in three planes of single bits, which foldable operators put
+    together at load; a small one, and a Gemm or MatMul, has INT4 codes. For the rest see int4.
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
@@ -39,8 +39,8 @@ class Int3(WeightOnly):
     block: Annotated[int, Bounds(0, 1024)] = 0
 
     def levels(self) -> NDArray[np.float64]:
-        """-3 to 3."""
-        return integer_levels(3)
+        """-4 to 3; a row may have the mirror image."""
+        return integer_levels(3, symmetric=False)
 
     def forms(self) -> Sequence[Form]:
         """Planes of bits, or INT4."""

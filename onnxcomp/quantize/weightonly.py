@@ -9,7 +9,7 @@ least squared error of the weights.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,7 +24,7 @@ from onnxcomp.graph.edit import Link, origin_of
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site, is_default_domain
 from onnxcomp.numeric.moments import Covariance, Moments, predicted_error, regularised
-from onnxcomp.numeric.rounding import dequantized, nearest, round_rows, search_scale
+from onnxcomp.numeric.rounding import dequantized, nearest, output_error, round_rows, search_scale
 from onnxcomp.quantize.forms import Form, block_product, decoded, packed_size
 from onnxcomp.quantize.layout import Layout, block_of, is_product
 from onnxcomp.quantize.storage import admit
@@ -61,6 +61,11 @@ class WeightOnly(SitePass):
     @abstractmethod
     def levels(self) -> Float:
         """The codes, increasing."""
+
+    def grids(self) -> tuple[Float, ...]:
+        """The levels that a row may choose from: :meth:`levels`, and their mirror image where that is another."""
+        levels = self.levels()
+        return (levels,) if np.array_equal(levels, -levels[::-1]) else (levels, -levels[::-1])
 
     @abstractmethod
     def forms(self) -> Sequence[Form]:
@@ -124,8 +129,7 @@ class WeightOnly(SitePass):
         del gram, context
         layout = Layout(site, block_of(site, self.block_length()))
         rows = layout.rows()
-        scales = _plain_scales(rows, self.levels(), layout.block)
-        codes = nearest(rows / _steps(scales, rows), self.levels())
+        codes, scales = _best(self.grids(), lambda levels: _plain(rows, levels, layout.block), rows, None)
         error = _relative(dequantized(codes, scales) - rows, rows)
         candidate = self._candidate(layout, codes, scales, site.bias, error)
         size = packed_size(list(candidate.chain))
@@ -157,7 +161,9 @@ class WeightOnly(SitePass):
         complete = moments if moments.has_targets else moments.with_weight(weight, bias)
         problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
         target = np.linalg.solve(problem.xx, problem.yx.T).T.astype(np.float64, copy=False)
-        codes, scales = round_rows(target, problem.xx, self.levels(), block=block)
+        codes, scales = _best(
+            self.grids(), lambda levels: round_rows(target, problem.xx, levels, block=block), target, problem.xx
+        )
         restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
         assert complete.mean_y is not None
         offset = complete.mean_y - restored @ complete.mean_x if shifted else np.zeros(len(weight))
@@ -168,6 +174,8 @@ class WeightOnly(SitePass):
         if bits is not None:
             chain = block_product(layout, codes, scales, bias, bits)
         else:
+            mirrored = codes.max(axis=1) > self.levels()[-1]
+            codes[mirrored], scales[mirrored] = -codes[mirrored], -scales[mirrored]
             chains = [decoded(layout, codes, scales, bias, form) for form in self.forms()]
             chain = min(chains, key=packed_size)
         shared = f"blocks of {layout.block}" if layout.block else "a scale an output channel"
@@ -175,21 +183,33 @@ class WeightOnly(SitePass):
         return Candidate(summary, tuple(chain), {"rounding": self.rounding}, error)
 
 
-def _plain_scales(rows: Float, levels: Float, block: int) -> Float:
-    """Scales of least squared error; of long rows a sample of the entries is looked at, and always the largest one."""
+def _best(
+    grids: Sequence[Float], rounded: Callable[[Float], tuple[Float, Float]], target: Float, gram: Float | None
+) -> tuple[Float, Float]:
+    """Codes and scales, each row on the grid on which it errs least."""
+    first, *others = grids
+    codes, scales = rounded(first)
+    for levels in others:
+        own_codes, own_scales = rounded(levels)
+        errors = [
+            np.square(dequantized(c, s) - target).sum(axis=1) if gram is None else output_error(c, s, target, gram)
+            for c, s in ((codes, scales), (own_codes, own_scales))
+        ]
+        better = errors[1] < errors[0]
+        codes[better], scales[better] = own_codes[better], own_scales[better]
+    return codes, scales
+
+
+def _plain(rows: Float, levels: Float, block: int) -> tuple[Float, Float]:
+    """Codes and scales of least squared error; of long rows the largest entry and some of the others are looked at."""
     if block:
-        flat = rows.reshape(-1, block)
-        return search_scale(flat, levels).reshape(len(rows), -1)
-    if rows.shape[1] <= _PROBE:
-        return search_scale(rows, levels)
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-    probe = np.concatenate([largest, rows[:, :: -(-rows.shape[1] // _PROBE)]], axis=1)
-    return search_scale(probe, levels)
-
-
-def _steps(scales: Float, rows: Float) -> Float:
-    steps: Float = dequantized(np.ones_like(rows), scales)
-    return steps
+        scales = search_scale(rows, levels, block=block)
+    elif rows.shape[1] <= _PROBE:
+        scales = search_scale(rows, levels)
+    else:
+        largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
+        scales = search_scale(np.concatenate([largest, rows[:, :: -(-rows.shape[1] // _PROBE)]], axis=1), levels)
+    return nearest(rows / dequantized(np.ones_like(rows), scales), levels), scales
 
 
 def _relative(difference: Float, reference: Float) -> float:
