@@ -101,10 +101,12 @@ def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:
         return None
     if value.const_value is None and value.shape is not None and value.shape.is_static():
         return tuple(int(d) for d in value.shape.numpy())
-    while value is not None and (tensor := value.const_value) is None:
+    while value is not None and value.const_value is None:
         producer = value.producer()
         value = None if producer is None else producer.inputs[0]
-    return None if value is None else tuple(int(d) for d in tensor.shape.numpy())
+    if value is None or value.const_value is None:
+        return None
+    return tuple(int(d) for d in value.const_value.shape.numpy())
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,8 @@ from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import Link, origin_of
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site, is_default_domain
-from onnxcomp.numeric.moments import Covariance, Moments, predicted_error, regularised
+from onnxcomp.numeric.leastsquares import cholesky, solve
+from onnxcomp.numeric.moments import Covariance, Moments, regularised, squared_residual
 from onnxcomp.numeric.rounding import dequantized, nearest, output_error, round_rows, search_scale
 from onnxcomp.quantize.forms import Form, block_product, decoded, packed_size
 from onnxcomp.quantize.layout import Layout, block_of, is_product
@@ -36,8 +37,20 @@ Single = NDArray[np.float32]
 
 # Pull of the least-squares target towards the original weight, relative to the mean input power.
 _PULL = 0.01
+# Variance of the inputs, relative to their power, below which it is the noise of the sums.
+_CONSTANT = 1e-9
 # Entries of a row on which its scale is searched where no data say which entries count.
 _PROBE = 512
+
+
+class _Fit(NamedTuple):
+    """A rounded group: codes, scales, bias, squared error of the outputs, and their variance."""
+
+    codes: Float
+    scales: Float
+    bias: Float
+    residual: float
+    energy: float
 
 
 @dataclass(frozen=True)
@@ -150,24 +163,26 @@ class WeightOnly(SitePass):
             self._fit(w, b, m, layout.block, site.kind != "MatMul")
             for w, b, m in zip(weights, biases, gram.moments(), strict=True)
         ]
-        codes, scales = (np.concatenate([f[k] for f in fits]) for k in (0, 1))
-        bias = None if site.kind == "MatMul" else np.concatenate([f[2] for f in fits]).astype(np.float32)
-        return self._candidate(layout, codes, scales, bias, float(np.mean([f[3] for f in fits])))
+        codes, scales = np.concatenate([f.codes for f in fits]), np.concatenate([f.scales for f in fits])
+        bias = None if site.kind == "MatMul" else np.concatenate([f.bias for f in fits]).astype(np.float32)
+        energy = sum(f.energy for f in fits)
+        return self._candidate(layout, codes, scales, bias, sum(f.residual for f in fits) / energy if energy else 0.0)
 
-    def _fit(
-        self, weight: Float, bias: Single | None, moments: Moments, block: int, shifted: bool
-    ) -> tuple[Float, Float, Float, float]:
-        """Codes, scales, bias and relative error of one group, from its moments."""
+    def _fit(self, weight: Float, bias: Single | None, moments: Moments, block: int, shifted: bool) -> _Fit:
+        """Round one group of a layer, from its moments; a layer that cannot be shifted has no bias."""
         complete = moments if moments.has_targets else moments.with_weight(weight, bias)
         problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
-        target = np.linalg.solve(problem.xx, problem.yx.T).T.astype(np.float64, copy=False)
-        codes, scales = _best(
-            self.grids(), lambda levels: round_rows(target, problem.xx, levels, block=block), target, problem.xx
-        )
+        target, gram = weight, np.eye(weight.shape[1])
+        # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
+        if np.trace(problem.xx) > _CONSTANT * np.trace(complete.xx):
+            target, gram = solve(cholesky(problem.xx), problem.yx.T).T, problem.xx
+        codes, scales = _best(self.grids(), lambda levels: round_rows(target, gram, levels, block=block), target, gram)
         restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
         assert complete.mean_y is not None
-        offset = complete.mean_y - restored @ complete.mean_x if shifted else np.zeros(len(weight))
-        return codes, scales, offset, predicted_error(restored, offset, complete)
+        missed = complete.mean_y - restored @ complete.mean_x
+        covariance = complete.centred()
+        residual = squared_residual(restored, covariance) + (0.0 if shifted else float(missed @ missed))
+        return _Fit(codes, scales, missed, residual, float(covariance.yy.sum()))
 
     def _candidate(self, layout: Layout, codes: Float, scales: Float, bias: Single | None, error: float) -> Candidate:
         bits = self.product_bits() if is_product(layout.site) else None

@@ -255,3 +255,23 @@ def test_a_transformer_block_of_matrix_products(parsed: Parsed, in_context: InCo
     assert {c.site for c in report.changes} == {"query", "key", "out"}
     assert all(isinstance(c, Change) and c.after.macs == 64 * 64 * 10 for c in report.changes)
     assert evaluate(model, data, original).sqnr["y"] > 12
+
+
+def test_inputs_that_never_change_keep_their_weights(parsed: Parsed, in_context: InContext) -> None:
+    """A dead channel before a depthwise convolution; its weights are rounded all the same, and nothing is NaN."""
+    rng = np.random.default_rng(0)
+    scale = np.ones((8, 1, 1), np.float32)
+    scale[3] = 0.0
+    model = parsed(
+        """g (float[N,8,8,8] x) => (float[N,64,h,k] y) {
+        m = Mul(x, d) [depth] a = Conv<group=8>(m, w) [point] y = Conv(a, v) }""",
+        d=scale,
+        w=rng.standard_normal((64, 1, 3, 3)).astype(np.float32),
+        v=rng.standard_normal((64, 64, 1, 1)).astype(np.float32) / 8,
+    )
+    data = _data(model)
+    report = Int4().run(model, in_context(data=data))
+    assert {c.site for c in report.changes} == {"depth", "point"}
+    assert all(c.error is not None and 0 < c.error < 0.1 for c in report.changes)
+    codes = model.graph.initializers["depth.codes.codes"].const_value
+    assert codes is not None and np.abs(codes.numpy().astype(np.float32)).reshape(64, 9).max(axis=1).min() > 0
