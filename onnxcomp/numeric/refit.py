@@ -21,15 +21,21 @@ __all__ = ["Effort", "Refit", "grids", "refit"]
 
 Float = NDArray[np.float64]
 
-# Relative strength of the pull towards the original weight; the second one is scaled by unknowns per patch.
-_RIDGE = 1e-3
-_RIDGE_FEW = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How thoroughly weights are rounded; see :func:`onnxcomp.numeric.rounding.round_rows`."""
+    """How thoroughly weights are fitted and rounded.
 
+    Attributes:
+        ridge: Pull towards the original weight, in units of the mean power of an input.
+        damping: As are the others: see :func:`onnxcomp.numeric.rounding.round_rows`.
+        order: Of the columns.
+        sweeps: Of coordinate descent.
+        rounds: Refits of the scales.
+    """
+
+    ridge: float = 0.03
     damping: float = 0.01
     order: Order = "activation"
     sweeps: int = 2
@@ -90,11 +96,11 @@ def refit(
     assert moments.yx is not None and moments.mean_y is not None and moments.yy is not None
     xx, yx = (centred.xx, centred.yx) if biased else (moments.xx, moments.yx)
     d = len(xx)
-    ridge = (_RIDGE + _RIDGE_FEW * d / max(moments.count, 1)) * float(np.trace(xx)) / d
+    mean = float(np.trace(xx)) / d
     damped = xx.copy()
-    damped[np.diag_indices(d)] += ridge
-    target = solve(cholesky(damped), (yx + ridge * weight).T).T
-    codes, chosen = _best(target, damped, options, effort, scales)
+    damped[np.diag_indices(d)] += effort.ridge * mean
+    target = solve(cholesky(damped), (yx + effort.ridge * mean * weight).T).T if mean > 0 else weight
+    codes, chosen = _best(target, xx, options, effort, scales)
     rounded = codes * chosen[:, None]
     bias = moments.mean_y - rounded @ moments.mean_x if biased else np.zeros(len(rounded))
     spread = centred.yy if biased else moments.yy
