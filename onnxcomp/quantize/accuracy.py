@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from onnxcomp.contract import Context
 from onnxcomp.data import Feeds
 from onnxcomp.numeric.ranges import Range
+from onnxcomp.quantize.absorb import absorb
+from onnxcomp.quantize.equalize import Rule, equalize
 from onnxcomp.quantize.given import Given, given_inputs
 from onnxcomp.quantize.inputs import Spread, spread_inputs
 from onnxcomp.quantize.layers import Layers
-from onnxcomp.quantize.placement import Plan, place
+from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.refine import Pair, Twin, refine
 from onnxcomp.quantize.storage import admit
-from onnxcomp.targets.target import Scheme
+from onnxcomp.quantize.weights import on_grid
 
-__all__ = ["admit_bits", "refined", "spread", "spread_ranges", "twins_of"]
-
-
-def admit_bits(model: ir.Model, scheme: Scheme, layers: Layers) -> str | None:
-    """Raise the opset, in place, to one that has weights of the bits asked for; None, or why that cannot be."""
-    bits = [layers.rules(w.node).bits for w in place(model, scheme, layers.refusal).weighted]
-    narrow = [b for b in bits if b <= 4]
-    return admit(model, min(narrow)) if narrow else None
+__all__ = ["Prepared", "prepare", "refined", "spread_ranges", "twins_of"]
 
 
-def spread(model: ir.Model, scheme: Scheme, context: Context, layers: Layers) -> tuple[Spread, ...]:
-    """Give the channels of image inputs grids of their own, in place, where the target and the options allow it.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was done to a model before it is quantized; its outputs are those it had.
 
-    Statistics hold nothing of single channels, and made-up data say nothing about them.
+    Attributes:
+        spreads: Inputs that got a grid for each channel.
+        wide: Why weights of fewer than 8 bits lie in 8; None where they do not.
+        notes: What the report should say.
     """
-    if not scheme.channel_inputs or context.statistics is not None or layers.whole.inputs == "tensor":
+
+    spreads: tuple[Spread, ...]
+    wide: str | None
+    notes: tuple[str, ...]
+
+
+def prepare(model: ir.Model, plan: Plan, context: Context, layers: Layers) -> Prepared:
+    """Bring a model into a form that loses less, in place: opset, equalized channels, inputs channel by channel.
+
+    Statistics were taken of the model as it was, so where they are given the channels stay; so they do where data are
+    made up, which say nothing about channels.
+    """
+    bits = [layers.rules(w.node).bits for w in plan.weighted]
+    narrow = [b for b in bits if b <= 4]
+    integer = {w.node.outputs[0].name for w in plan.weighted}
+    wide = admit(model, min(narrow)) if narrow else None
+    notes: tuple[str, ...] = () if wide is None else (f"weights of fewer than 8 bits lie in 8: {wide}",)
+    feeds = context.data if context.statistics is None else None
+    notes += _equalized(model, feeds, context, layers)
+    spreads: tuple[Spread, ...] = ()
+    allowed = plan.scheme.channel_inputs and layers.whole.inputs == "auto" and not given_inputs(model, layers)
+    if allowed and feeds is not None:
+        spreads = spread_inputs(model, feeds, lambda n: n.outputs[0].name in integer, limit=layers.whole.samples)
+    return Prepared(spreads, wide, notes)
+
+
+def _equalized(model: ir.Model, feeds: Feeds | None, context: Context, layers: Layers) -> tuple[str, ...]:
+    """Rescale channels, in place; what the report says of it."""
+    whole = layers.whole
+    rule: Rule = "activations" if whole.equalize == "auto" else whole.equalize
+    rule = "smooth" if whole.smooth else rule
+    if rule == "off" or layers.overridden or (feeds is None and rule != "weights"):
         return ()
-    if context.data is None or given_inputs(model, layers):
-        return ()
-    integer = {w.node for w in place(model, scheme, layers.refusal).weighted}
-    return spread_inputs(model, context.data, lambda node: node in integer, limit=layers.whole.samples)
+    threads, refuse = context.threads, lambda node: layers.refusal(node) or _on_a_grid(node)
+    lines: tuple[str, ...] = ()
+    if whole.absorb and feeds is not None:
+        lines = absorb(model, feeds, refuse=refuse, threads=threads).lines
+    done = equalize(model, feeds, rule, refuse=refuse, threads=threads, alpha=whole.smooth or 0.5)
+    return (*lines, *done.lines)
+
+
+def _on_a_grid(node: ir.Node) -> str | None:
+    """Why a weight must not be rescaled that 8 bits hold exactly; None for others."""
+    weight = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if node.op_type != "Conv" or weight is None or weight.dtype != ir.DataType.FLOAT:
+        return None
+    return "its weight lies on an 8-bit grid" if on_grid(weight.numpy()) else None
 
 
 def spread_ranges(spreads: Sequence[Spread]) -> dict[str, Range]:

@@ -40,56 +40,58 @@ class Placement:
         """
         self._scheme = scheme
         self._refuse = refuse
-        # Both by the node's position in the graph, so that they hold for clones too.
-        self._closed: set[int] = set()
-        self._undone: dict[int, Skip] = {}
+        # Both by the name of the node's first output, so that they hold for clones, and for nodes put in between.
+        self._closed: set[str] = set()
+        self._undone: dict[str, Skip] = {}
         # What does not fuse pairs around operators is not to be judged by this runtime.
         while scheme.pairs == "groups" and (unfused := self._unfused(model)):
-            new = {i for i in unfused if self._may_close(model, i)} - self._closed
+            new = {_key(n) for n in model.graph if _key(n) in unfused and self._may_close(n)} - self._closed
             self._closed |= new
-            self._undone |= {i: skip for i, skip in unfused.items() if i not in new}
+            self._undone |= {key: skip for key, skip in unfused.items() if key not in new}
 
     def of(self, model: ir.Model, only: str | None = None) -> Plan:
         """Return the placement in the model or in a clone of it; `only` the site of that name, if one is given."""
-        position = {node: i for i, node in enumerate(model.graph)}
 
         def refuse(node: ir.Node) -> str | None:
-            skip = self._undone.get(position[node])
+            skip = self._undone.get(_key(node))
             other = only is not None and origin_of(node) != only and node.op_type not in self._scheme.absorbed
             return self._refuse(node) or (skip.reason if skip else "another site is looked at" if other else None)
 
-        return place(model, self._scheme, refuse, lambda node: position[node] in self._closed)
+        return place(model, self._scheme, refuse, lambda node: _key(node) in self._closed)
 
     def undone(self, plan: Plan) -> tuple[Skip, ...]:
         """The nodes without weights that stay float because the runtime would not fuse them."""
         told = {skip.site for skip in plan.skips}
         return tuple(skip for skip in self._undone.values() if skip.site not in told)
 
-    def _may_close(self, model: ir.Model, position: int) -> bool:
+    def _may_close(self, node: ir.Node) -> bool:
         """Whether a node has a form with rounded output that was not tried."""
-        node = model.graph[position]
         return node.op_type in self._scheme.weighted and node.op_type not in self._scheme.output_required
 
-    def _unfused(self, model: ir.Model) -> dict[int, Skip]:
-        """The nodes of the placement that the runtime runs in floating point, by position."""
+    def _unfused(self, model: ir.Model) -> dict[str, Skip]:
+        """The nodes of the placement that the runtime runs in floating point, by their key."""
         copy = model.clone()
         plan = self.of(copy)
         if not plan.weighted:
             return {}
         placed = {w.node for w in plan.weighted} | {other.node for other in plan.others}
-        sites = {f"onnxcomp.{i}": (i, node, origin_of(node)) for i, node in enumerate(copy.graph)}
+        sites = {f"onnxcomp.{i}": (_key(node), node, origin_of(node)) for i, node in enumerate(copy.graph)}
         for name, (_, node, _) in sites.items():
             node.name = name
         emit_made_up(copy, plan)
-        unfused: dict[int, Skip] = {}
+        unfused: dict[str, Skip] = {}
         for fate in fusion_proof(copy, int8_kernels=self._scheme.activation == "int8"):
             # Without a kernel of its own, it is not known to run in float (or not to run at all).
             if fate.integer or not fate.kernel or fate.node not in sites:
                 continue
-            position, node, site = sites[fate.node]
+            key, node, site = sites[fate.node]
             if node in placed:
-                unfused[position] = Skip(site, f"the runtime would run it in float, as {fate.kernel}: {fate.reason}")
+                unfused[key] = Skip(site, f"the runtime would run it in float, as {fate.kernel}: {fate.reason}")
         return unfused
+
+
+def _key(node: ir.Node) -> str:
+    return (node.outputs[0].name or "") if node.outputs else ""
 
 
 def emit_made_up(model: ir.Model, plan: Plan, rules_of: RulesOf | None = None) -> None:

@@ -34,6 +34,7 @@ Float = NDArray[np.float64]
 # Multiply-accumulates for the Gram of one layer: half a second or so.
 _GRAM_FLOPS = 2e10
 _MOST_PATCHES = 1 << 16
+_MOST_GROUPED = 1 << 14
 # Activations that are kept in memory.
 _MEMORY = 192 << 20
 _SAMPLES = 512
@@ -142,7 +143,7 @@ def _gram(site: Site, samples: int, seed: int) -> PatchGram:
         site.geometry,
         site.channels_in,
         site.channels_out,
-        max_total=min(patches, max(_MOST_PATCHES, 10 * dimension)),
+        max_total=min(patches, max(_MOST_PATCHES if groups == 1 else _MOST_GROUPED, 10 * dimension)),
         samples=samples,
         seed=seed,
     )

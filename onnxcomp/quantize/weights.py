@@ -8,7 +8,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QuantizedBias", "QuantizedWeight", "WeightScales", "bias_floors", "quantize_bias", "quantize_weight"]
+__all__ = [
+    "QuantizedBias",
+    "QuantizedWeight",
+    "WeightScales",
+    "bias_floors",
+    "on_grid",
+    "quantize_bias",
+    "quantize_weight",
+]
 
 WeightScales = Literal["mse", "minmax"]
 
@@ -93,6 +101,16 @@ def _grid_steps(rows: NDArray[np.float64], peaks: NDArray[np.float64], top: int)
             exact = np.abs(levels - np.round(levels)).max(axis=1) < _GRID_TOLERANCE
             steps[np.flatnonzero(found)[exact]] = step[found][exact]
     return steps
+
+
+def on_grid(weight: NDArray[np.float32], axis: int = 0) -> bool:
+    """Whether every slice of a weight along `axis` is a multiple of one step of its own, at most 127 of them."""
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    if rows.shape[1] < 2 or not np.isfinite(rows).all():
+        return False
+    peaks = np.abs(rows).max(axis=1, initial=0.0)
+    alive = peaks > 0
+    return bool(alive.any() and np.isfinite(_grid_steps(rows[alive], peaks[alive], 127)).all())
 
 
 def _best_shrink(rows: NDArray[np.float64], scales: NDArray[np.float64], top: int) -> NDArray[np.float64]:
