@@ -58,6 +58,20 @@ def _askable(quiet: bool) -> dict[str, Pass]:
     return passes
 
 
+def _stored(inspection: Inspection) -> list[str]:
+    """The passes that only store weights in less: what they say of each layer is much the same."""
+    from onnxcomp.registry import load_pass
+
+    asked = sorted({name for layer in inspection.layers for name in layer.passes})
+    return [name for name in asked if load_pass(name).saves == "bytes"]
+
+
+def _taken(inspection: Inspection, name: str) -> str:
+    verdicts = [layer.passes[name] for layer in inspection.layers if name in layer.passes]
+    taken = sum(not verdict.startswith("no: ") for verdict in verdicts)
+    return f"takes {taken} of {len(verdicts)} layers; --json says which"
+
+
 def _print(inspection: Inspection, file_bytes: int) -> None:
     from onnxcomp.report.terminal import print_table
     from onnxcomp.report.text import count, size
@@ -75,9 +89,10 @@ def _print(inspection: Inspection, file_bytes: int) -> None:
         *((f"output {name}", text) for name, text in inspection.outputs.items()),
         *((f"{name} cannot run", reason) for name, reason in inspection.refusals.items()),
         *((name, "works on the whole model; only a run tells what it does") for name in inspection.whole),
+        *((name, _taken(inspection, name)) for name in _stored(inspection)),
     ]
     print_table(Table("Model", ("", ""), tuple(facts)))
-    asked = sorted({name for layer in inspection.layers for name in layer.passes})
+    asked = sorted({name for layer in inspection.layers for name in layer.passes} - set(_stored(inspection)))
     rows = tuple(
         (
             layer.name,

@@ -24,7 +24,7 @@ class Binary(WeightOnly):
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float; auto: they do.
+        first_last: Float (keep), 8 bits or no exception for the first and the last layer; auto: 8 bits.
 
     Sources: Rastegari et al., XNOR-Net, 2016, eq. 5 and 6 (Binary Weight Networks: the best scale is E|w|).
     """

@@ -27,7 +27,7 @@ class Int3(WeightOnly):
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float; auto: they do.
+        first_last: Float (keep), 8 bits or no exception for the first and the last layer; auto: 8 bits.
         block: How many weights in a row share a scale, at most; 0: all of an output channel.
 
     Sources: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, 2023,

@@ -28,7 +28,7 @@ class Int4(WeightOnly):
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float; auto: they do not.
+        first_last: Float (keep), 8 bits or no exception for the first and the last layer; auto: none.
         block: How many weights in a row share a scale, at most; 0: all of an output channel. The longest divisor of the
             row that is no longer is taken; of products a power of two from 16.
 

@@ -26,7 +26,8 @@ class Pow2(WeightOnly):
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float; auto: with 3 bits.
+        first_last: Float (keep), 8 bits or no exception for the first and the last layer; auto: none, 8 bits where
+            the others have 3.
         bits: 2^bits - 1 levels.
 
     Sources: Zhou et al., Incremental Network Quantization, 2017, section 2.1 (the levels); Miyashita et al.,

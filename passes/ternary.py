@@ -25,7 +25,7 @@ class Ternary(WeightOnly):
 
     Attributes:
         rounding: Nearest level, or the output's least error (gram); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float; auto: they do.
+        first_last: Float (keep), 8 bits or no exception for the first and the last layer; auto: 8 bits.
 
     Sources: Li and Liu, Ternary Weight Networks, 2016, eq. 3 (whose threshold of 0.7 E|w| approximates the optimum that
     is searched here).

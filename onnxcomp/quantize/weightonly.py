@@ -25,8 +25,8 @@ from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site, is_default_domain
 from onnxcomp.numeric.leastsquares import cholesky, solve
 from onnxcomp.numeric.moments import Covariance, Moments, regularised, squared_residual
-from onnxcomp.numeric.rounding import dequantized, nearest, output_error, round_rows, search_scale
-from onnxcomp.quantize.forms import Form, block_product, decoded, packed_size
+from onnxcomp.numeric.rounding import dequantized, integer_levels, nearest, output_error, round_rows, search_scale
+from onnxcomp.quantize.forms import Form, block_product, decoded, integers, packed_size
 from onnxcomp.quantize.layout import Layout, block_of, is_product
 from onnxcomp.quantize.storage import admit
 
@@ -41,6 +41,14 @@ _PULL = 0.01
 _CONSTANT = 1e-9
 # Entries of a row on which its scale is searched where no data say which entries count.
 _PROBE = 512
+
+
+class _Scheme(NamedTuple):
+    """The grids of a site, the forms of its codes, and the bits of a product that runs on them."""
+
+    grids: tuple[Float, ...]
+    forms: Sequence[Form]
+    product_bits: int | None
 
 
 class _Fit(NamedTuple):
@@ -60,7 +68,8 @@ class WeightOnly(SitePass):
     Attributes:
         rounding: Whether weights are rounded to the nearest level, or so that the layer's output changes least (gram,
             which takes data); auto: gram where there are data.
-        first_last: Whether the first and the last layer stay float, where rounding costs most; auto: below 4 bits.
+        first_last: What becomes of the first and the last layer, where rounding costs most: float, 8 bits, or as many
+            as the others have; auto: 8 bits where the others have fewer than 4.
     """
 
     saves: ClassVar[Saves] = "bytes"
@@ -69,7 +78,7 @@ class WeightOnly(SitePass):
     storage_bits: ClassVar[int] = 4
 
     rounding: Literal["auto", "gram", "nearest"] = "auto"
-    first_last: Literal["auto", "keep", "quantize"] = "auto"
+    first_last: Literal["auto", "keep", "int8", "quantize"] = "auto"
 
     @abstractmethod
     def levels(self) -> Float:
@@ -89,7 +98,7 @@ class WeightOnly(SitePass):
         return None
 
     def spares_ends(self) -> bool:
-        """Whether first_last=auto keeps the first and the last layer."""
+        """Whether first_last=auto gives the first and the last layer 8 bits."""
         return len(self.levels()) < 15
 
     def block_length(self) -> int:
@@ -131,18 +140,15 @@ class WeightOnly(SitePass):
 
     def refuse(self, site: Site) -> str | None:
         """Say why a site stays float."""
-        if (self.first_last == "auto" and self.spares_ends()) or self.first_last == "keep":
-            end = _end(site.node)
-            if end:
-                return f"the {end} layer stays float; first_last=quantize takes it"
-        return None
+        end = _end(site.node) if self.first_last == "keep" else None
+        return f"the {end} layer stays float: first_last=keep" if end else None
 
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
         """Propose the smallest form, its weights rounded to nearest; refit() follows the data."""
         del gram, context
         layout = Layout(site, block_of(site, self.block_length()))
         rows = layout.rows()
-        codes, scales = _best(self.grids(), lambda levels: _plain(rows, levels, layout.block), rows, None)
+        codes, scales = _best(self._scheme(site).grids, lambda levels: _plain(rows, levels, layout.block), rows, None)
         error = _relative(dequantized(codes, scales) - rows, rows)
         candidate = self._candidate(layout, codes, scales, site.bias, error)
         size = packed_size(list(candidate.chain))
@@ -159,8 +165,9 @@ class WeightOnly(SitePass):
         biases: list[Single | None] = [None] * group
         if site.bias is not None:
             biases = list(np.split(site.bias, group))
+        grids = self._scheme(site).grids
         fits = [
-            self._fit(w, b, m, layout.block, site.kind != "MatMul")
+            _fit(w, b, m, grids, layout.block, site.kind != "MatMul")
             for w, b, m in zip(weights, biases, gram.moments(), strict=True)
         ]
         codes, scales = np.concatenate([f.codes for f in fits]), np.concatenate([f.scales for f in fits])
@@ -168,34 +175,45 @@ class WeightOnly(SitePass):
         energy = sum(f.energy for f in fits)
         return self._candidate(layout, codes, scales, bias, sum(f.residual for f in fits) / energy if energy else 0.0)
 
-    def _fit(self, weight: Float, bias: Single | None, moments: Moments, block: int, shifted: bool) -> _Fit:
-        """Round one group of a layer, from its moments; a layer that cannot be shifted has no bias."""
-        complete = moments if moments.has_targets else moments.with_weight(weight, bias)
-        problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
-        target, gram = weight, np.eye(weight.shape[1])
-        # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
-        if np.trace(problem.xx) > _CONSTANT * np.trace(complete.xx):
-            target, gram = solve(cholesky(problem.xx), problem.yx.T).T, problem.xx
-        codes, scales = _best(self.grids(), lambda levels: round_rows(target, gram, levels, block=block), target, gram)
-        restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
-        assert complete.mean_y is not None
-        missed = complete.mean_y - restored @ complete.mean_x
-        covariance = complete.centred()
-        residual = squared_residual(restored, covariance) + (0.0 if shifted else float(missed @ missed))
-        return _Fit(codes, scales, missed, residual, float(covariance.yy.sum()))
+    def _scheme(self, site: Site) -> _Scheme:
+        """Levels and forms of a site: the pass's own, or at an end of the network perhaps those of 8 bits."""
+        eight = self.first_last == "int8" or (self.first_last == "auto" and self.spares_ends())
+        if eight and _end(site.node):
+            return _Scheme((integer_levels(8),), (integers(8),), 8)
+        return _Scheme(self.grids(), self.forms(), self.product_bits())
 
     def _candidate(self, layout: Layout, codes: Float, scales: Float, bias: Single | None, error: float) -> Candidate:
-        bits = self.product_bits() if is_product(layout.site) else None
+        scheme = self._scheme(layout.site)
+        bits = scheme.product_bits if is_product(layout.site) else None
         if bits is not None:
             chain = block_product(layout, codes, scales, bias, bits)
         else:
-            mirrored = codes.max(axis=1) > self.levels()[-1]
+            mirrored = codes.max(axis=1) > scheme.grids[0][-1]
             codes[mirrored], scales[mirrored] = -codes[mirrored], -scales[mirrored]
-            chains = [decoded(layout, codes, scales, bias, form) for form in self.forms()]
+            chains = [decoded(layout, codes, scales, bias, form) for form in scheme.forms]
             chain = min(chains, key=packed_size)
         shared = f"blocks of {layout.block}" if layout.block else "a scale an output channel"
-        summary = f"{len(self.levels())} levels, {shared}"
+        summary = f"{len(scheme.grids[0])} levels, {shared}"
         return Candidate(summary, tuple(chain), {"rounding": self.rounding}, error)
+
+
+def _fit(
+    weight: Float, bias: Single | None, moments: Moments, grids: Sequence[Float], block: int, shifted: bool
+) -> _Fit:
+    """Round one group of a layer, from its moments; a layer that cannot be shifted has no bias."""
+    complete = moments if moments.has_targets else moments.with_weight(weight, bias)
+    problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
+    target, gram = weight, np.eye(weight.shape[1])
+    # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
+    if np.trace(problem.xx) > _CONSTANT * np.trace(complete.xx):
+        target, gram = solve(cholesky(problem.xx), problem.yx.T).T, problem.xx
+    codes, scales = _best(grids, lambda levels: round_rows(target, gram, levels, block=block), target, gram)
+    restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
+    assert complete.mean_y is not None
+    missed = complete.mean_y - restored @ complete.mean_x
+    covariance = complete.centred()
+    residual = squared_residual(restored, covariance) + (0.0 if shifted else float(missed @ missed))
+    return _Fit(codes, scales, missed, residual, float(covariance.yy.sum()))
 
 
 def _best(

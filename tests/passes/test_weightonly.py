@@ -90,9 +90,8 @@ def test_the_file_shrinks_to_the_bits_asked_for(
     assert proto.opset_import[0].version == opset
     assert report.notes == (f"opset raised from 17 to {opset}, which has the types of the stored weights",)
     changed = {c.site for c in report.changes}
-    ends = {s.site for s in report.skips}
-    assert {"middle", "deep"} <= changed
-    assert ends == (set() if name.startswith(("int4", "pow2")) else {"first", "last"})
+    assert changed == {"first", "middle", "deep", "last"} - {s.site for s in report.skips}
+    assert {"first", "middle", "deep"} <= changed
     for change in report.changes:
         assert change.after.bytes < change.before.bytes and change.after.macs == change.before.macs
 
@@ -105,7 +104,7 @@ def test_the_runtime_folds_all_of_it_at_load(net: ir.Model, in_context: InContex
     open_session(net, dump=tmp_path / "low.onnx")
     before, after = ([n.op_type for n in onnx.load(p).graph.node] for p in (plain, tmp_path / "low.onnx"))
     assert [op.replace("MatMulNBits", "Gemm") for op in after] == before
-    assert ("MatMulNBits" in after) == name.startswith("int4")
+    assert ("MatMulNBits" in after) == (not name.startswith("pow2"))
 
 
 @pytest.mark.parametrize(("name", "floor"), [("int4", 15), ("int3", 10), ("ternary", 5), ("binary", 2), ("pow2", 13)])
@@ -147,22 +146,27 @@ def test_a_replayed_run_gives_the_same_bytes(net: ir.Model, in_context: InContex
     twin, data = net.clone(), _data(net)
     report = Int3().run(net, in_context(data=data, overrides=(Override("deep", None),)))
     choices = {c.site: c.choice for c in report.changes}
-    assert set(choices) == {"middle"}
+    assert set(choices) == {"first", "middle", "last"}
     Int3().run(twin, in_context(data=data, replay=choices))
     assert modelio.to_bytes(net) == modelio.to_bytes(twin)
 
 
 def test_first_and_last_layer(net: ir.Model, in_context: InContext) -> None:
-    for item, skipped in (
-        (Int3(), {"first", "last"}),
-        (Int3(first_last="quantize"), set[str]()),
-        (Int4(), set[str]()),
-        (Int4(first_last="keep"), {"first", "last"}),
-        (Pow2(bits=3), {"first", "last"}),
+    for item, levels in (
+        (Int3(), {"first": 255, "middle": 8, "last": 255}),
+        (Int3(first_last="quantize"), {"first": 8, "middle": 8, "last": 8}),
+        (Int3(first_last="keep"), {"middle": 8}),
+        (Int4(), {"first": 15, "middle": 15, "last": 15}),
+        (Int4(first_last="int8"), {"first": 255, "middle": 15, "last": 255}),
+        (Pow2(bits=3), {"first": 255, "middle": 7, "last": 255}),
+        (Binary(), {"first": 255, "middle": 2, "last": 255}),
     ):
         report = item.run(net.clone(), in_context())
-        assert {s.site for s in report.skips} == skipped
-        assert all("first_last=quantize" in s.reason for s in report.skips)
+        found = {c.site: int(c.summary.split()[0]) for c in report.changes if c.site != "deep"}
+        assert found == levels
+        left = {(s.site, s.reason) for s in report.skips}
+        kept = {(end, f"the {end} layer stays float: first_last=keep") for end in ("first", "last")}
+        assert left == (set() if "first" in levels else kept)
 
 
 def test_a_layer_of_its_own_options(net: ir.Model, in_context: InContext) -> None:
