@@ -65,8 +65,8 @@ class Feeds(ABC):
         """
         return self._read_labels()
 
-    def _divisible(self, batch: Batch) -> bool:
-        """Whether a feed may be cut along its first axis: free for all inputs, and as long for one as for the other."""
+    def divisible(self, batch: Batch) -> bool:
+        """Whether a feed of these data may be cut along its first axis: free for all inputs, and as long for one as for the other."""
         free = all(i.shape != () and i.fixed_batch is None for i in self.inputs)
         return free and len({values.shape[:1] for values in batch.values()}) == 1
 
@@ -88,7 +88,7 @@ class Feeds(ABC):
             if left <= 0:
                 return
             rows = batch_rows(batch, self.inputs)
-            yield {k: v[:left] for k, v in batch.items()} if rows > left and self._divisible(batch) else batch
+            yield {k: v[:left] for k, v in batch.items()} if rows > left and self.divisible(batch) else batch
             left -= rows
 
     def first(self, count: int = 1) -> Batch:
@@ -101,7 +101,7 @@ class Feeds(ABC):
             if taken and _trailing(batch) != _trailing(taken[0]):
                 break
             taken.append(batch)
-            if not self._divisible(batch):
+            if not self.divisible(batch):
                 return taken[0]
         joined = {k: np.concatenate([b[k] for b in taken]) for k in taken[0]}
         return {k: np.resize(v, (count, *v.shape[1:])) if len(v) < count else v for k, v in joined.items()}
