@@ -127,11 +127,21 @@ class Frontier:
         segment = _segment(self._model, [*self.inputs, *self._kept], missing, self._kept)
         session = open_session(segment, threads=os.cpu_count() or 1)
         names = input_names(session)
-        for index, feed in enumerate(self._feeds.batches(self._limit)):
-            values = run(session, {n: feed[n] if n in feed else self._kept[n].get(index) for n in names}, missing)
+        for feed in self._feed_parts(names):
+            values = run(session, feed, missing)
             for name, value in zip(missing, values, strict=True):
                 made[name].append(np.asarray(value))
         return made
+
+    def _feed_parts(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the named values a batch at a time; the data are read only where one of their inputs is among them."""
+        stores = {name: self._kept[name] for name in names if name not in self.inputs}
+        if stores and len(stores) == len(names):
+            for index in range(len(next(iter(stores.values())).batches)):
+                yield {name: store.get(index) for name, store in stores.items()}
+            return
+        for index, feed in enumerate(self._feeds.batches(self._limit)):
+            yield {name: stores[name].get(index) if name in stores else feed[name] for name in names}
 
     def close(self) -> None:
         """Free every activation and spill."""
