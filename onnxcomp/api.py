@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp import modelio
-from onnxcomp.backoff import Outcome, within_budget
+from onnxcomp.backoff import Outcome, Relief, within_budget
 from onnxcomp.budget import Budget
 from onnxcomp.calibration.statsfile import Statistics, load_statistics
 from onnxcomp.contract import Context, Objective, Override, Pass, PassReport, SitePass
@@ -145,6 +145,7 @@ def optimize(
             threads,
             exclude=tuple(exclude),
             statistics=statistics,
+            scored=intake.scored,
         )
         outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")
@@ -156,7 +157,7 @@ def optimize(
         version=version("onnxcomp"),
         recipe=_recipe(
             plan,
-            outcome.given_back,
+            outcome.reliefs,
             target=target,
             objective=objective,
             seed=seed,
@@ -271,18 +272,20 @@ def _snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
     return Snapshot(model_cost(model), modelio.serialized_bytes(model), model.graph.num_nodes(), quality)
 
 
-def _recipe(plan: Plan, given_back: Sequence[tuple[int, str]], **fields: object) -> dict[str, object]:
+def _recipe(plan: Plan, reliefs: Sequence[Relief], **fields: object) -> dict[str, object]:
     """The recipe as plain data, without what is not set.
 
-    ``layers`` holds the overrides, a mapping a pass; a site that was given back to hold the budget is left alone there.
+    ``layers`` holds the overrides, a mapping a pass; a site that was given back to hold the budget is left alone there,
+    and one that got milder options for it has them there.
     """
     recipe = {key: value for key, value in fields.items() if value not in (None, [], {})}
     layers: list[dict[str, object]] = [{} for _ in plan.passes]
     for own, entry in zip(plan.overrides, layers, strict=False):
         entry.update({o.match: None if o.options is None else dict(o.options) for o in own})
-    for position, site in given_back:
-        layers[position].pop(escape(site), None)  # the last match wins, so it has to come last
-        layers[position][escape(site)] = None
+    for relief in reliefs:
+        entry, key = layers[relief.position], escape(relief.site)
+        entry.pop(key, None)  # the last match wins, so it has to come last
+        entry[key] = None if relief.options is None else dict(relief.options)
     if any(layers):
         recipe["layers"] = layers
     return {"passes": [spec_of(p) for p in plan.passes], **recipe}

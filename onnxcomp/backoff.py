@@ -1,24 +1,46 @@
-"""Hold an error budget for a whole pipeline: when it is overshot, give back the sites that cost most until it holds."""
+"""Hold an error budget for a whole pipeline: when it is overshot, the sites that cost most get milder options, and then
+are given back, until it holds; no more of them than it takes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from glob import escape
 
 import onnx_ir as ir
 
 from onnxcomp.budget import Budget
-from onnxcomp.contract import Context
+from onnxcomp.contract import Change, Context, Override, Value
 from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError, ModelError
-from onnxcomp.evaluate import evaluate
+from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.intake import Intake
+from onnxcomp.memo import Memo
 from onnxcomp.pipeline import Plan, Step, run_passes
+from onnxcomp.prefix import least_prefix
 
-__all__ = ["Outcome", "within_budget"]
+__all__ = ["Outcome", "Relief", "within_budget"]
 
-Given = tuple[int, str]
 # Enough to tell garbage from a good model.
 _PROBED = 128
+
+
+@dataclass(frozen=True)
+class Relief:
+    """What is done about a site so that the budget holds.
+
+    Attributes:
+        position: Of the pass.
+        site: The name of the node in the user's own model.
+        options: All of its own options from now on; None: the pass leaves it alone.
+        share: What is expected to be gained, as :attr:`onnxcomp.contract.Change.error`.
+    """
+
+    position: int
+    site: str
+    options: Mapping[str, Value] | None = None
+    share: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -29,20 +51,21 @@ class Outcome:
         model: The model.
         steps: One entry a pass.
         failures: The limits that do not hold however much is given back.
-        given_back: (position of the pass, name of the site) of what was left out so that the limits hold.
+        reliefs: What was done so that the limits hold, in that order; of two for one site the later one counts.
     """
 
     model: ir.Model
     steps: tuple[Step, ...]
     failures: tuple[str, ...] = ()
-    given_back: tuple[Given, ...] = ()
+    reliefs: tuple[Relief, ...] = ()
 
 
 def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
-    """Run the plan; while the budget does not hold, leave out 1, 2, 4 ... sites, the largest predicted error first.
+    """Run the plan; where the budget does not hold, relieve as few sites as it takes, the largest error first.
 
-    Without a budget, and with nothing in the plan that the user asked for by amount, the outputs must still resemble
-    the original's on the calibration data, made up or not: defaults never write garbage.
+    First those that have milder options get them, then sites are left alone. Without a budget, and with nothing in the
+    plan that the user asked for by amount, the outputs must still resemble the original's on the calibration data, made
+    up or not: defaults never write garbage.
 
     Args:
         intake: The original model, that the outputs are compared with, and what is measured on.
@@ -54,18 +77,66 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
     Raises:
         InputError: There is a budget and nothing to measure it on.
     """
-    outcome = Outcome(*run_passes(start, plan, replace(context, budgeted=bool(budget))))
+    context = replace(context, budgeted=bool(budget))
+    outcome = Outcome(*run_passes(start, plan, context))
     judge = _Judge.of(intake, plan, budget, context.statistics is not None)
     if judge is None:
         return outcome
-    failures = judge.failures(outcome.model)
-    ranked = _ranked(outcome.steps)
-    given_back: tuple[Given, ...] = ()
-    while failures and len(given_back) < len(ranked):
-        given_back = tuple(ranked[: max(1, 2 * len(given_back))])
-        outcome = Outcome(*run_passes(start, replace(plan, given_back=frozenset(given_back)), context))
-        failures = judge.failures(outcome.model)
-    return replace(outcome, failures=failures if budget else (), given_back=given_back)
+    quality = judge.quality(outcome.model)
+    failures = judge.failures(quality)
+    done: tuple[Relief, ...] = ()
+    for reliefs in (_milder, _returned):
+        if not failures:
+            break
+        trials = _Trials(start, plan, context, judge, done, reliefs(outcome.steps))
+        outcome, failures, quality, done = trials.search(outcome, quality)
+        context = trials.context
+    return replace(outcome, steps=_told(outcome.steps, done), failures=failures if budget else (), reliefs=done)
+
+
+class _Trials:
+    """Runs of the plan with the first few reliefs of a list, on top of those that are settled."""
+
+    def __init__(
+        self,
+        start: ir.Model,
+        plan: Plan,
+        context: Context,
+        judge: _Judge,
+        settled: tuple[Relief, ...],
+        reliefs: Sequence[Relief],
+    ) -> None:
+        self.context = context
+        self._start, self._plan, self._judge = start, plan, judge
+        self._settled, self._reliefs = settled, tuple(reliefs)
+        self._seen: dict[int, tuple[Outcome, Quality]] = {}
+
+    def search(
+        self, outcome: Outcome, quality: Quality
+    ) -> tuple[Outcome, tuple[str, ...], Quality, tuple[Relief, ...]]:
+        """The outcome with as few reliefs as it takes, or with all of them; what still fails; and what was done."""
+        allowed = self._judge.allowed(quality)
+        shares = [max(0.0, relief.share) for relief in self._reliefs]
+        number = least_prefix(shares, _noise(quality), allowed, self._try)
+        if number is None:
+            number = len(self._reliefs)
+        if number:
+            outcome, quality = self._seen[number]
+        return outcome, self._judge.failures(quality), quality, self._settled + self._reliefs[:number]
+
+    def _try(self, number: int) -> tuple[float, bool]:
+        if number == len(self._reliefs) and any(relief.options is not None for relief in self._reliefs):
+            # All sites are others than those that were measured, and may have to be ranked again.
+            self.context = replace(self.context, memo=Memo())
+        plan = _relieved(self._plan, self._settled + self._reliefs[:number])
+        outcome = Outcome(*run_passes(self._start, plan, self.context))
+        quality = self._judge.quality(outcome.model)
+        failures = self._judge.failures(quality)
+        # Of those that hold only the least is wanted, of the others only what to go on from.
+        self._seen = {n: seen for n, seen in self._seen.items() if n < number or failures}
+        if not failures or number == len(self._reliefs):
+            self._seen[number] = outcome, quality
+        return _noise(quality), not failures
 
 
 class _Judge:
@@ -91,16 +162,70 @@ class _Judge:
         except ModelError:  # outputs that cannot be compared hold no implied limit; the report says so
             return None
 
-    def failures(self, model: ir.Model) -> tuple[str, ...]:
-        after = evaluate(model, self._feeds, self._original, limit=self._limit)
-        return self._budget.failures(self._before, after)
+    def quality(self, model: ir.Model) -> Quality:
+        return evaluate(model, self._feeds, self._original, limit=self._limit)
+
+    def failures(self, quality: Quality) -> tuple[str, ...]:
+        return self._budget.failures(self._before, quality)
+
+    def allowed(self, quality: Quality) -> float:
+        """The noise power, relative to the signal, with which the limits may be expected to hold."""
+        return self._budget.allowed_noise(self._before, quality, _noise(quality))
 
 
-def _ranked(steps: tuple[Step, ...]) -> list[Given]:
-    """Rewrites as (position of the pass, site), largest predicted error first; those without a prediction last."""
-    errors: dict[Given, float] = {}
+def _noise(quality: Quality) -> float:
+    """Relative squared error of the worst output."""
+    return float(10 ** (-min(quality.sqnr.values(), default=float("inf")) / 10))
+
+
+def _relieved(plan: Plan, reliefs: Sequence[Relief]) -> Plan:
+    overrides = [list(own) for own in plan.overrides or [()] * len(plan.passes)]
+    given_back: set[tuple[int, str]] = set()
+    for relief in reliefs:
+        if relief.options is None:
+            given_back.add((relief.position, relief.site))
+        else:
+            overrides[relief.position].append(Override(escape(relief.site), relief.options))
+    return replace(plan, overrides=tuple(tuple(own) for own in overrides), given_back=frozenset(given_back))
+
+
+def _milder(steps: tuple[Step, ...]) -> list[Relief]:
+    """The sites that have milder options, largest error first."""
+    return [
+        Relief(relief.position, relief.site, change.milder, relief.share)
+        for relief, change in _ranked(steps)
+        if change.milder
+    ]
+
+
+def _returned(steps: tuple[Step, ...]) -> list[Relief]:
+    """All sites, largest error first; those without a prediction last."""
+    return [relief for relief, _ in _ranked(steps)]
+
+
+def _ranked(steps: tuple[Step, ...]) -> list[tuple[Relief, Change]]:
+    worst: dict[tuple[int, str], tuple[Relief, Change]] = {}
     for index, step in enumerate(steps):
         for change in step.report.changes if step.kept else ():  # several of a site that an earlier pass has split
             error = -1.0 if change.error is None else change.error
-            errors[index, change.site] = max(error, errors.get((index, change.site), -1.0))
-    return sorted(errors, key=lambda given: (-errors[given], given))
+            known = worst.get((index, change.site))
+            if known is None or error > known[0].share:
+                worst[index, change.site] = Relief(index, change.site, share=error), change
+    return sorted(worst.values(), key=lambda entry: (-entry[0].share, entry[0].position, entry[0].site))
+
+
+def _told(steps: tuple[Step, ...], reliefs: Sequence[Relief]) -> tuple[Step, ...]:
+    """The steps, with the changes that have milder options saying why."""
+    milder = {(r.position, r.site): r.options for r in reliefs if r.options is not None}
+
+    def told(index: int, change: Change) -> Change:
+        options = milder.get((index, change.site))
+        if options is None:
+            return change
+        kept = ", ".join(f"{name}={value}" for name, value in options.items())
+        return replace(change, facts={**change.facts, "budget": f"{kept}, to hold the accuracy budget"})
+
+    return tuple(
+        replace(step, report=replace(step.report, changes=tuple(told(index, c) for c in step.report.changes)))
+        for index, step in enumerate(steps)
+    )

@@ -29,6 +29,17 @@ class Budget:
     def __bool__(self) -> bool:
         return self.max_drop is not None or self.min_sqnr is not None
 
+    def allowed_noise(self, before: Quality, after: Quality, noise: float) -> float:
+        """Return the noise power at which the limits may be expected to hold, from a result with the power `noise`.
+
+        An SQNR is a noise power. A drop of accuracy is taken to go with it, within bounds: a guess to start from.
+        """
+        allowed = float("inf") if self.min_sqnr is None else 10 ** (-self.min_sqnr / 10)
+        if self.max_drop is None or before.top1 is None or after.top1 is None:
+            return allowed
+        drop = 100 * (before.top1 - after.top1)
+        return min(allowed, noise * min(max(self.max_drop / drop, 0.25), 0.9)) if drop > self.max_drop else allowed
+
     def failures(self, before: Quality, after: Quality) -> tuple[str, ...]:
         """Say which limits do not hold.
 

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxcomp.cost import Cost
+from onnxcomp.memo import Memo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "Pass",
     "PassReport",
     "Saves",
+    "Sensitivity",
     "SitePass",
     "Skip",
     "Value",
@@ -68,6 +70,8 @@ class Change:
         speedup: Measured time before / time after of the site alone; None where nothing was timed.
         choice: The resolved options of this site; replaying them gives the same bytes.
         facts: Anything else the report shows (ranges, calibrators, saturation ...).
+        milder: All options of this layer with which it would lose less; what an accuracy budget tries before it gives
+            the site back. Empty where there is nothing between.
     """
 
     site: str
@@ -78,15 +82,42 @@ class Change:
     speedup: float | None = None
     choice: Mapping[str, Value] = field(default_factory=dict[str, Value])
     facts: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    milder: Mapping[str, Value] = field(default_factory=dict[str, Value])
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What rewriting a single site, and nothing else, does to the model's outputs; measured.
+
+    Attributes:
+        site: The name of the node in the user's own model.
+        error: Relative squared error of the worst output (0 exact, 1 all signal lost).
+        sqnr: The same as a signal-to-noise ratio, dB; +inf where nothing changes.
+        kl: Mean Kullback-Leibler divergence of the class probabilities from the original's, nats; None where no output
+            is a classifier's.
+        drop_points: Percentage points of top-1 accuracy lost; None without labels.
+        samples: Number of samples that noise and divergence were measured on.
+    """
+
+    site: str
+    error: float
+    sqnr: float
+    kl: float | None
+    drop_points: float | None
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What one pass did: every site ends as one Change or one Skip; notes concern the model as a whole."""
+    """What one pass did: every site ends as one Change or one Skip; notes concern the model as a whole.
+
+    Where sensitivities were measured they are listed worst first, those of sites that were given back too.
+    """
 
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +168,9 @@ class Context:
         replay: Site name to the choice recorded in an earlier run for the running pass; when set, nothing is timed.
         workdir: A temporary directory for spills; removed at the end of the run.
         statistics: What an earlier calibration learned of the canonical model's tensors; None where there is none.
+        scored: Evaluation feeds, with labels if they have any; None where the user gave none. They say what a rewrite
+            costs and never how to make it.
+        memo: What the running pass keeps for its next run under the same budget.
     """
 
     target: Target
@@ -153,6 +187,8 @@ class Context:
     budgeted: bool = False
     replay: Mapping[str, Mapping[str, Value]] | None = None
     statistics: Statistics | None = None
+    scored: Feeds | None = None
+    memo: Memo = field(default_factory=Memo, compare=False)
 
     def rehearsed(self, model: ir.Model) -> ir.Model:
         """The model roughly as the passes after the running one would leave it, for timing."""

@@ -20,7 +20,7 @@ from onnxcomp.data.feeds import batch_rows
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime.session import open_session, output_names, run
 
-__all__ = ["Quality", "evaluate"]
+__all__ = ["Quality", "evaluate", "scores_output"]
 
 _ONE_SIDED_95 = 1.645
 
@@ -125,7 +125,7 @@ class _Tally:
 
     def _add_scores(self, rows: int, outputs: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> None:
         if self.samples == 0:
-            self._scores = _scores_output(outputs, rows)
+            self._scores = scores_output(outputs, rows)
         if self._scores is None:
             return
         scores = np.asarray(outputs[self._scores], dtype=np.float64).reshape(rows, -1)
@@ -229,8 +229,8 @@ def _all_finite(value: NDArray[Any]) -> bool:
     return not _is_float(value) or bool(np.isfinite(value.astype(np.float32, copy=False)).all())
 
 
-def _scores_output(outputs: Mapping[str, Any], rows: int) -> str | None:
-    """The first output that holds one score a class for every sample; a model of one sample may leave its axis out."""
+def scores_output(outputs: Mapping[str, Any], rows: int) -> str | None:
+    """Return the first output that holds one score a class for every sample; a model of one sample may leave its axis out."""
     found = next((name for name, value in outputs.items() if _is_scores(value, rows)), None)
     if found is None and rows == 1:
         vectors = {

@@ -150,6 +150,7 @@ def run_passes(model: ir.Model, plan: Plan, context: Context) -> tuple[ir.Model,
             overrides=plan.overrides[index] if plan.overrides else (),
             replay=plan.replay[index] if plan.replay is not None else None,
             given_back=frozenset(site for position, site in plan.given_back if position == index),
+            memo=context.memo.part(index),
         )
         item.requires(model, own)
         model, step = _run_one(item, model, own)

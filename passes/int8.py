@@ -19,7 +19,7 @@ __all__ = ["Int8"]
 
 _PERCENTILE = 99.99
 # What a recipe cannot say of a single layer: all are calibrated in one run over the data.
-_WHOLE_MODEL = ("samples", "overrides")
+_WHOLE_MODEL = ("equalize", "smooth", "absorb", "inputs", "samples", "overrides", "sensitivity")
 _IDLE_PERCENTILE = "int8.percentile counts with calibration=percentile only; give that as well{}"
 
 
@@ -47,6 +47,7 @@ class Int8(Pass):
         samples: Calibrate on at most that many samples; 0 takes all.
         overrides: JSON file of tensors whose scale and zero point, range or weight scales are given: the
             TensorQuantOverrides of onnxruntime. What the target cannot hold is refused.
+        sensitivity: Measure what each layer alone does to the outputs, and report it; ``auto``: where a budget is set.
 
     Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
@@ -66,6 +67,10 @@ class Int8(Pass):
     rounding: Literal["auto", "nearest", "gram"] = "auto"
     inputs: Literal["auto", "tensor"] = "auto"
     weight_bits: Annotated[int, Bounds(2, 8)] = 8
+    equalize: Literal["auto", "off", "weights", "activations"] = "auto"
+    smooth: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
+    absorb: bool = False
+    sensitivity: Literal["auto", "on", "off"] = "auto"
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise InputError where the target has no int8 scheme, or an option is given that would count for nothing."""
@@ -116,4 +121,8 @@ class Int8(Pass):
             self.rounding,
             self.inputs,
             self.weight_bits,
+            self.equalize,
+            self.smooth,
+            self.absorb,
+            self.sensitivity,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from math import prod
 
 import onnx_ir as ir
 
-from onnxcomp.contract import Change, Value
+from onnxcomp.contract import Change, Sensitivity, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.sites import static_shape
 from onnxcomp.numeric.ranges import Range
@@ -16,7 +17,7 @@ from onnxcomp.quantize.parameters import Parameters
 from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.weighted import Weighted
 
-__all__ = ["changes"]
+__all__ = ["changes", "measured"]
 
 
 def changes(
@@ -25,11 +26,13 @@ def changes(
     parameters: Mapping[str, Parameters],
     rules_of: RulesOf,
     errors: Mapping[ir.Node, float],
+    milder: Callable[[ir.Node], Mapping[str, Value]] = lambda node: {},
 ) -> Iterator[Change]:
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
     Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
-    chose it, scale and zero point, all to 6 digits (the model holds them exactly). `errors` are the predicted ones.
+    chose it, scale and zero point, all to 6 digits (the model holds them exactly). `errors` are the predicted ones,
+    `milder` the options of a node with which it would lose less.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)
@@ -41,12 +44,21 @@ def changes(
         rules = rules_of(w.node)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
         summary = f"{w.node.op_type}, {plan.scheme.activation} x int8, {channels} weight scales"
-        yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts)
+        yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts, milder=milder(w.node))
     for other in plan.others:
         nothing = Cost(0, 0, 0)
         facts = _facts(plan, other.node, ranges, parameters)
         summary = f"{other.node.op_type} on {plan.scheme.activation}"
         yield Change(other.site, summary, nothing, nothing, error=errors[other.node], facts=facts)
+
+
+def measured(found: Iterable[Change], sensitivity: Iterable[Sensitivity], plan: Plan) -> tuple[Change, ...]:
+    """The changes of a plan with errors measured at the model's outputs in place of predicted ones.
+
+    What lies between the weighted sites has no part of its own in it: alone, none of that is integer.
+    """
+    errors = dict.fromkeys((other.site for other in plan.others), 0.0) | {own.site: own.error for own in sensitivity}
+    return tuple(replace(change, error=errors.get(change.site, change.error)) for change in found)
 
 
 def _facts(

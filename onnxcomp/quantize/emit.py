@@ -23,7 +23,7 @@ from onnxcomp.quantize.weighted import Weighted
 from onnxcomp.quantize.weights import QuantizedWeight, WeightScales, bias_floors, quantize_weight
 from onnxcomp.quantize.writer import Writer
 
-__all__ = ["RulesOf", "WeightCache", "WeightRules", "emit", "quantized_weight"]
+__all__ = ["RulesOf", "WeightCache", "WeightRules", "emit", "quantized_weight", "weight_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def emit(
         writer.write_pair(tensor, roots[name], parameters[roots[name]])
     writer.drop_unread()
     for w, rule, bias, shift, scale, weight in zip(plan.weighted, rules, biases, shifts, scales, weights, strict=True):
-        writer.write_weight(w, _key(w, rule), weight)
+        writer.write_weight(w, weight_key(w, rule), weight)
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
         if corrected is None and biased and w.node.op_type in ("Conv", "Gemm"):
             corrected = np.zeros(len(weight.scales), np.float32)
@@ -114,13 +114,14 @@ def _bias(w: Weighted) -> NDArray[np.float32] | None:
 def quantized_weight(w: Weighted, rules: WeightRules, known: WeightCache) -> QuantizedWeight:
     """Return the weight of a node as integers, from `known` if it is there; `known` is updated."""
     assert w.weight.const_value is not None
-    key = _key(w, rules)
+    key = weight_key(w, rules)
     if key not in known:
         known[key] = quantize_weight(w.weight.const_value.numpy(), w.axis, bits=rules.bits, method=rules.scales)
     return known[key]
 
 
-def _key(w: Weighted, rules: WeightRules) -> _WeightKey:
+def weight_key(w: Weighted, rules: WeightRules) -> _WeightKey:
+    """Under what the weight of a node is found in a :data:`WeightCache`."""
     return (w.weight.name, w.axis, rules.bits, rules.scales)
 
 

@@ -35,6 +35,10 @@ class Settings:
     rounding: Literal["auto", "nearest", "gram"] = "auto"
     inputs: Literal["auto", "tensor"] = "auto"
     weight_bits: int = 8
+    equalize: Literal["auto", "off", "weights", "activations"] = "auto"
+    smooth: float = 0.0
+    absorb: bool = False
+    sensitivity: Switch = "auto"
 
 
 # From the options that a recipe gives a layer to all of its settings; raises OptionError.
@@ -76,6 +80,21 @@ class Layers:
         correct = not self.synthetic if own.bias_correction == "auto" else own.bias_correction == "on"
         bits = min(own.weight_bits, 7) if self._seven(own) else own.weight_bits
         return WeightRules(bits, own.weights, correct)
+
+    @property
+    def overridden(self) -> bool:
+        """Whether the user fixed the parameters of single tensors, which rescaling would make wrong."""
+        return bool(self.whole.overrides)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is measured what each site alone does to the outputs; ``auto``: where there is a budget."""
+        return self.whole.sensitivity == "on" or (self.whole.sensitivity == "auto" and self.context.budgeted)
+
+    def milder(self, node: ir.Node) -> Mapping[str, Value]:
+        """The options with which a node would keep weights of 8 bits; empty where it does."""
+        bits = self.settings(node).weight_bits
+        return {**(self._options(node) or {}), "weight_bits": 8} if bits < 8 else {}
 
     def rounds_by_gram(self, node: ir.Node) -> bool:
         """Whether the weight of a node is rounded by its Gram; ``auto``: where there are real data."""

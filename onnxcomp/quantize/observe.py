@@ -71,7 +71,9 @@ def observe(model: ir.Model, plan: Plan, context: Context, *, samples: int | Non
     if context.statistics is not None:
         return _from_statistics(model, plan, context, context.statistics, samples)
     feeds = _feeds(model, context)
-    found = _collect(model, _merged(model, plan), feeds, context.threads, samples)
+    names = _merged(model, plan)
+    key = ("observed", model_fingerprint(model), tuple(names), samples)
+    found = context.memo.once(key, lambda: _collect(model, names, feeds, context.threads, samples))
     count = min(len(feeds), samples or len(feeds))
     return Observed(_histograms(found), _means(found), feeds, feeds.synthetic, count)
 

@@ -10,28 +10,31 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcomp.contract import Context, PassReport
+from onnxcomp.contract import Context, PassReport, Sensitivity
 from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError
+from onnxcomp.graph.fingerprint import model_fingerprint
 from onnxcomp.numeric.histogram import Histogram
 from onnxcomp.numeric.ranges import Method, Range, choose_range
-from onnxcomp.quantize.account import changes
-from onnxcomp.quantize.accuracy import admit_bits, refined, spread, spread_ranges, twins_of
+from onnxcomp.quantize.account import changes, measured
+from onnxcomp.quantize.accuracy import prepare, refined, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
-from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight
+from onnxcomp.quantize.constants import read_weight
+from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight, weight_key
 from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.given import Given, given_by, overrides_of
 from onnxcomp.quantize.inputs import merge
 from onnxcomp.quantize.layers import Layers
-from onnxcomp.quantize.measure import measured_errors
 from onnxcomp.quantize.narrowing import narrow_weights
 from onnxcomp.quantize.observe import MEAN_SAMPLES, Observed, observe
 from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
+from onnxcomp.quantize.sensitivity import sensitivities
 from onnxcomp.quantize.trial import output_errors
 from onnxcomp.quantize.weighted import already_quantized
+from onnxcomp.quantize.weights import QuantizedWeight
 from onnxcomp.targets.target import Scheme
 
 __all__ = ["quantize", "rehearse"]
@@ -50,19 +53,20 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         InputError: The target has no int8 scheme.
         DataError: There are no data, or they do not fit.
     """
-    wide = admit_bits(model, _scheme(context), layers)
-    spreads = spread(model, _scheme(context), context, layers)
+    identity = model_fingerprint(model)
     placement = Placement(model, _scheme(context), layers.refusal)
     plan = placement.of(model)
     skips = (*plan.skips, *placement.undone(plan))
     if not plan.weighted:
         return PassReport(skips=skips, notes=("nothing to quantize",))
+    ready = prepare(model, plan, context, layers)
+    plan = placement.of(model)
     observed = observe(model, plan, context, samples=layers.whole.samples)
     layers = replace(layers, synthetic=observed.synthetic)
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)
     given = given_by(overrides_of(layers), plan, layers.rules)
-    tried = [given.ranges(plan, ranges) | spread_ranges(spreads) for ranges in _ranges(plan, histograms, layers)]
+    tried = [given.ranges(plan, ranges) | spread_ranges(ready.spreads) for ranges in _ranges(plan, histograms, layers)]
     known: WeightCache = dict(given.weights)
     ranges = tried[0]
     if len(tried) > 1 and observed.feeds is not None:
@@ -76,32 +80,59 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         lambda w: quantized_weight(w, layers.rules(w.node), known),
         lambda node: means if layers.rules(node).corrected else {},
     )
-    if context.budgeted and observed.feeds is not None:
-        alone = measured_errors(
-            model,
-            placement,
-            as_run_here(plan.scheme, parameters),
-            lambda copy, part, own: emit(copy, part, own, layers.rules, means, known=known),
-            observed.feeds,
-            threads=context.threads,
-        )
-        errors = {other.node: 0.0 for other in plan.others} | {w.node: alone[w.site] for w in plan.weighted}
-    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors))
-    notes = (*observed.notes, *given.notes, *_notes(plan, observed, layers, means, undecided=len(tried) > 1))
+    original = model.clone() if layers.measured else None
+    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder))
+    told = _notes(plan, observed, layers, means, undecided=len(tried) > 1)
+    notes = (*observed.notes, *ready.notes, *given.notes, *told)
     pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
     bits = [(w.node, layers.rules(w.node).bits) for w in plan.weighted]
     emit(model, plan, as_run_here(plan.scheme, parameters), layers.rules, means, known=known, biased=pair is not None)
     if observed.feeds is not None:
         refined(pair, observed.feeds, context, layers)
-    merge(model, spreads)
+    sensitivity: tuple[Sensitivity, ...] = ()
+    if original is not None and observed.feeds is not None:
+        sensitivity = _sensitivity(original, placement, plan, parameters, layers, means, observed.feeds, identity)
+        changed = measured(changed, sensitivity, plan)
+    merge(model, ready.spreads)
     if plan.scheme.activation == "int8":
         flip(model, "int8")  # weights were rounded on what this machine computes with uint8: the same numbers
-    if wide is None:
+    if ready.wide is None:
         narrow_weights(model, bits)
     carry(model, _carried(plan, observed, ranges, layers), context.target.name)
-    if wide is not None:
-        notes = (*notes, f"weights of fewer than 8 bits lie in 8: {wide}")
-    return PassReport(changed, skips, notes)
+    return PassReport(changed, skips, notes, sensitivity)
+
+
+def _sensitivity(
+    original: ir.Model,
+    placement: Placement,
+    plan: Plan,
+    parameters: Mapping[str, Parameters],
+    layers: Layers,
+    means: Means,
+    feeds: Feeds,
+    identity: str,
+) -> tuple[Sensitivity, ...]:
+    """What each site of the placement does to the outputs, with the weights that the rewritten model has.
+
+    It is measured in the first run over a model; runs that only leave out sites take the same numbers.
+    """
+    context = layers.context
+    known: WeightCache = {}
+    for w in plan.weighted:
+        own = read_weight(w.node)
+        known[weight_key(w, layers.rules(w.node))] = QuantizedWeight(own.values, own.scales, w.axis)
+
+    def measure() -> tuple[Sensitivity, ...]:
+        return sensitivities(
+            original,
+            placement,
+            as_run_here(plan.scheme, parameters),
+            lambda copy, part, own: emit(copy, part, own, layers.rules, means, known=known),
+            feeds,
+            context,
+        )
+
+    return context.memo.once(("sensitivity", identity), measure)
 
 
 def _carried(plan: Plan, observed: Observed, ranges: Mapping[str, Range], layers: Layers) -> dict[str, CarriedRange]:
