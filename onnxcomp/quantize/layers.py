@@ -88,8 +88,9 @@ class Layers:
 
     @property
     def measured(self) -> bool:
-        """Whether it is measured what each site alone does to the outputs; ``auto``: where there is a budget."""
-        return self.whole.sensitivity == "on" or (self.whole.sensitivity == "auto" and self.context.budgeted)
+        """Whether it is measured what each site alone does to the outputs; ``auto``: where a budget may need it."""
+        needed = self.context.budgeted and self.context.replay is None
+        return self.whole.sensitivity == "on" or (self.whole.sensitivity == "auto" and needed)
 
     def milder(self, node: ir.Node) -> Mapping[str, Value]:
         """The options with which a node would keep weights of 8 bits; empty where it does."""

@@ -7,22 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxcomp.report.sensitivity import sensitivity_table
+from onnxcomp.report.table import Table
 from onnxcomp.report.text import count, decibels, percent, ratio, size
 
 __all__ = ["Table", "View", "view"]
 
 Document = dict[str, Any]
 _FEW = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of text; the columns in `right` hold numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +38,11 @@ def view(document: Document, *, full: bool) -> View:
     steps = document["steps"]
     tables = [_comparison(document), _passes(steps)]
     for index, step in enumerate(steps):
-        tables += [_changes(step, full, _company(steps[index + 1 :])), _skips(step, full)]
+        tables += [
+            _changes(step, full, _company(steps[index + 1 :])),
+            _skips(step, full),
+            sensitivity_table(step, full),
+        ]
     tables.append(_fates(document["fates"], full))
     return View(
         document["headline"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxcomp.contract import Change, PassReport, Skip
+from onnxcomp.contract import Change, PassReport, Sensitivity, Skip
 from onnxcomp.cost import Cost
 from onnxcomp.evaluate import Quality
 from onnxcomp.pipeline import PipelineReport, Snapshot, Step
@@ -26,6 +26,11 @@ def report() -> PipelineReport:
             Skip("head", "not a convolution: Gemm"),
         ),
         ("two things to know",),
+        (
+            Sensitivity("conv2", 0.1, 10.0, 0.5, 1.5, 32),
+            Sensitivity("conv1", 0.01, 20.0, 0.25, -0.25, 32),
+            *(Sensitivity(f"small{i}", 0.0, float("inf"), 0.0, 0.0, 32) for i in range(10)),
+        ),
     )
     second = PassReport(tuple(Change(f"conv{i}", "Conv on uint8", SMALL, SMALL) for i in range(60)))
     steps = (

@@ -71,6 +71,11 @@ def test_the_terminal_starts_with_the_headline_and_shows_what_matters(report: Pi
         "Conv QLinearConv integer 1 conv1",
         "Gemm Gemm float 1 not quantized head",
         "site became parameters MACs predicted error speed, with int8 after",
+        "rank site SQNR of the outputs KL, nats top-1 drop in the file",
+        "1 conv2 10.0 dB 0.5 +1.50 points left alone",
+        "2 conv1 20.0 dB 0.25 -0.25 points 1x1 3x3 1x1",
+        "3 small0 exact 0 +0.00 points left alone",
+        "... and 2 more",
         "tucker2(keep=0.5): two things to know",
         "canonicalised: conv1: absorbed bn1",
     ):
@@ -85,6 +90,16 @@ def test_files_list_every_site(report: PipelineReport) -> None:
         assert "0.9x" in text
         assert "absorbed bn1" in text
         assert "note=x" in text
+
+
+def test_files_rank_every_site_and_leave_out_what_was_not_measured(report: PipelineReport) -> None:
+    document = report_document(report)
+    assert all("small9" in text for text in (to_markdown(document), to_html(document)))
+    assert "small9" not in printed(report) and "small7" in printed(report)
+    for entry in document["steps"][0]["sensitivity"]:
+        entry.update(kl=None, drop_points=None)
+    table = next(t for t in view(document, full=True).tables if "sensitivity" in t.title)
+    assert table.columns == ("rank", "site", "SQNR of the outputs", "in the file")
 
 
 def test_a_long_list_is_cut_in_the_terminal_and_says_so(report: PipelineReport) -> None:

@@ -42,6 +42,11 @@ def test_the_document_is_json_with_all_keys(report: PipelineReport) -> None:
     assert step["changes"][0]["site"] == "conv1"
     assert step["changes"][0]["choice"] == {"ranks": "8x8"}
     assert [skip["site"] for skip in step["skips"]] == ["conv2", "conv3", "head"]
+    assert [(own["site"], own["sqnr"], own["kl"]) for own in step["sensitivity"]][:2] == [
+        ("conv2", 10.0, 0.5),
+        ("conv1", 20.0, 0.25),
+    ]
+    assert document["steps"][1]["sensitivity"] == [] and document["steps"][1]["changes"][0]["milder"] == {}
     assert document["steps"][1]["why"] == "slower: 0.80x of the speed before"
     assert document["fates"][0]["kernel"] == "QLinearConv"
 
