@@ -13,8 +13,8 @@
     steps                 spec, kept, why, seconds, speedup, before, after, notes,
                           changes: site, summary, before, after, error, speedup, choice, facts, milder
                           skips: site, reason
-                          sensitivity: site, error, sqnr (dB), kl (nats) or null, drop_points or null, samples; the worst
-                          site first, those that were given back too; empty where it was not measured
+                          sensitivity: site, error, sqnr (dB), kl (nats) or null, drop_points or null, samples;
+                          worst first, sites that were given back too; empty where it was not measured
     fates                 node, op_type, kernel, integer, reason: what the runtime does with each node of the result
     warnings, failures    what to know; limits that do not hold
 
