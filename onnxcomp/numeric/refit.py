@@ -8,6 +8,7 @@ regression towards the original weight keeps few patches from overfitting. Round
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 
 from onnxcomp.numeric.leastsquares import cholesky, solve
 from onnxcomp.numeric.moments import Moments
-from onnxcomp.numeric.rounding import Order, integer_levels, output_error, round_rows
+from onnxcomp.numeric.rounding import Order, dequantized, integer_levels, output_error, round_rows
 
-__all__ = ["Effort", "Refit", "grids", "refit"]
+__all__ = ["Effort", "Refit", "best_grid", "grids", "refit"]
 
 Float = NDArray[np.float64]
 
+# Variance of the inputs, relative to their power, below which it is the noise of the sums.
+_CONSTANT = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,11 @@ class Refit:
     """A rounded layer.
 
     Attributes:
-        codes: Integers, [R, d].
-        scales: One a row, [R].
+        codes: Levels, [R, d].
+        scales: One a row, [R], or one a block, [R, d / block].
         bias: [R].
         error: Expected squared error of each output, [R].
-        power: Mean squared target of each output, [R].
+        power: Variance of each target, [R].
     """
 
     codes: Float
@@ -73,11 +76,12 @@ def grids(bits: int) -> tuple[Float, ...]:
 def refit(
     moments: Moments,
     weight: Float,
-    options: tuple[Float, ...],
+    options: Sequence[Float],
     effort: Effort,
     *,
     biased: bool = True,
     scales: Float | None = None,
+    block: int = 0,
 ) -> Refit:
     """Fit and round one group of a layer.
 
@@ -88,6 +92,7 @@ def refit(
         effort: How thoroughly.
         biased: Whether the layer has a bias to take the means; else the moments count as they are.
         scales: Given scales stay.
+        block: Columns that share a scale; 0: all of a row.
 
     Raises:
         ValueError: The moments hold no targets.
@@ -95,27 +100,15 @@ def refit(
     centred = moments.centred()
     assert moments.yx is not None and moments.mean_y is not None and moments.yy is not None
     xx, yx = (centred.xx, centred.yx) if biased else (moments.xx, moments.yx)
-    d = len(xx)
-    mean = float(np.trace(xx)) / d
-    damped = xx.copy()
-    damped[np.diag_indices(d)] += effort.ridge * mean
-    target = solve(cholesky(damped), (yx + effort.ridge * mean * weight).T).T if mean > 0 else weight
-    codes, chosen = _best(target, xx, options, effort, scales)
-    rounded = codes * chosen[:, None]
-    bias = moments.mean_y - rounded @ moments.mean_x if biased else np.zeros(len(rounded))
-    spread = centred.yy if biased else moments.yy
-    cross = np.einsum("rd,rd->r", rounded, yx)
-    error = spread - 2 * cross + np.einsum("rd,rd->r", rounded @ xx, rounded)
-    return Refit(codes, chosen, bias, np.maximum(error, 0.0), moments.yy)
-
-
-def _best(
-    target: Float, gram: Float, options: tuple[Float, ...], effort: Effort, scales: Float | None
-) -> tuple[Float, Float]:
-    """Codes and scales of each row on the grid that suits it best."""
-
-    def rounded(levels: Float) -> tuple[Float, Float]:
-        return round_rows(
+    target, gram = weight, np.eye(len(xx))
+    # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
+    if np.trace(xx) > _CONSTANT * np.trace(moments.xx):
+        ridge = effort.ridge * float(np.trace(xx)) / len(xx)
+        target, gram = solve(cholesky(xx + ridge * gram), (yx + ridge * weight).T).T, xx
+    codes, chosen = best_grid(
+        options,
+        target,
+        lambda levels: round_rows(
             target,
             gram,
             levels,
@@ -124,13 +117,45 @@ def _best(
             order=effort.order,
             sweeps=effort.sweeps,
             rounds=effort.rounds,
-        )
+            block=block,
+        ),
+        gram,
+    )
+    rounded = dequantized(codes, chosen.astype(np.float32).astype(np.float64))
+    missed = moments.mean_y - rounded @ moments.mean_x
+    error = (
+        centred.yy
+        - 2 * np.einsum("rd,rd->r", rounded, centred.yx)
+        + np.einsum("rd,rd->r", rounded @ centred.xx, rounded)
+    )
+    bias = missed if biased else np.zeros(len(rounded))
+    return Refit(codes, chosen, bias, np.maximum(error, 0.0) + (missed - bias) ** 2, centred.yy)
 
-    codes, chosen = rounded(options[0])
-    error = output_error(codes, chosen, target, gram)
+
+def best_grid(
+    options: Sequence[Float],
+    target: Float,
+    rounded: Callable[[Float], tuple[Float, Float]],
+    gram: Float | None = None,
+) -> tuple[Float, Float]:
+    """Codes and scales of each row on the grid on which it errs least.
+
+    Args:
+        options: The grids, levels each.
+        target: What is rounded, [R, d].
+        rounded: Rounds it to a grid.
+        gram: Of the inputs, [d, d]; None: the identity.
+    """
+
+    def errors(codes: Float, scales: Float) -> Float:
+        if gram is not None:
+            return output_error(codes, scales, target, gram)
+        squares: Float = np.square(dequantized(codes, scales) - target).sum(axis=1)
+        return squares
+
+    codes, scales = rounded(options[0])
     for levels in options[1:]:
         others, own = rounded(levels)
-        less = output_error(others, own, target, gram)
-        better = less < error
-        codes[better], chosen, error = others[better], np.where(better, own, chosen), np.minimum(error, less)
-    return codes, chosen
+        better = errors(others, own) < errors(codes, scales)
+        codes[better], scales[better] = others[better], own[better]
+    return codes, scales

@@ -9,7 +9,7 @@ least squared error of the weights.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -23,9 +23,8 @@ from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import Link, origin_of
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site, is_default_domain
-from onnxcomp.numeric.leastsquares import cholesky, solve
-from onnxcomp.numeric.moments import Covariance, Moments, regularised, squared_residual
-from onnxcomp.numeric.rounding import dequantized, integer_levels, nearest, output_error, round_rows, search_scale
+from onnxcomp.numeric.refit import Effort, best_grid, refit
+from onnxcomp.numeric.rounding import dequantized, integer_levels, nearest, search_scale
 from onnxcomp.quantize.forms import Form, block_product, decoded, integers, packed_size
 from onnxcomp.quantize.layout import Layout, block_of, is_product
 from onnxcomp.quantize.storage import admit
@@ -35,10 +34,7 @@ __all__ = ["WeightOnly"]
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 
-# Pull of the least-squares target towards the original weight, relative to the mean input power.
-_PULL = 0.01
-# Variance of the inputs, relative to their power, below which it is the noise of the sums.
-_CONSTANT = 1e-9
+_EFFORT = Effort(ridge=0.01, sweeps=4, rounds=2)
 # Entries of a row on which its scale is searched where no data say which entries count.
 _PROBE = 512
 
@@ -49,16 +45,6 @@ class _Scheme(NamedTuple):
     grids: tuple[Float, ...]
     forms: Sequence[Form]
     product_bits: int | None
-
-
-class _Fit(NamedTuple):
-    """A rounded group: codes, scales, bias, squared error of the outputs, and their variance."""
-
-    codes: Float
-    scales: Float
-    bias: Float
-    residual: float
-    energy: float
 
 
 @dataclass(frozen=True)
@@ -148,7 +134,7 @@ class WeightOnly(SitePass):
         del gram, context
         layout = Layout(site, block_of(site, self.block_length()))
         rows = layout.rows()
-        codes, scales = _best(self._scheme(site).grids, lambda levels: _plain(rows, levels, layout.block), rows, None)
+        codes, scales = best_grid(self._scheme(site).grids, rows, lambda levels: _plain(rows, levels, layout.block))
         error = _relative(dequantized(codes, scales) - rows, rows)
         candidate = self._candidate(layout, codes, scales, site.bias, error)
         size = packed_size(list(candidate.chain))
@@ -166,14 +152,17 @@ class WeightOnly(SitePass):
         if site.bias is not None:
             biases = list(np.split(site.bias, group))
         grids = self._scheme(site).grids
+        shifted = site.kind != "MatMul"
         fits = [
-            _fit(w, b, m, grids, layout.block, site.kind != "MatMul")
+            refit(m if m.has_targets else m.with_weight(w, b), w, grids, _EFFORT, biased=shifted, block=layout.block)
             for w, b, m in zip(weights, biases, gram.moments(), strict=True)
         ]
         codes, scales = np.concatenate([f.codes for f in fits]), np.concatenate([f.scales for f in fits])
-        bias = None if site.kind == "MatMul" else np.concatenate([f.bias for f in fits]).astype(np.float32)
-        energy = sum(f.energy for f in fits)
-        return self._candidate(layout, codes, scales, bias, sum(f.residual for f in fits) / energy if energy else 0.0)
+        bias = np.concatenate([f.bias for f in fits]).astype(np.float32) if shifted else None
+        error, power = (
+            sum(float(part.sum()) for part in parts) for parts in zip(*((f.error, f.power) for f in fits), strict=True)
+        )
+        return self._candidate(layout, codes, scales, bias, error / power if power else 0.0)
 
     def _scheme(self, site: Site) -> _Scheme:
         """Levels and forms of a site: the pass's own, or at an end of the network perhaps those of 8 bits."""
@@ -197,42 +186,6 @@ class WeightOnly(SitePass):
         return Candidate(summary, tuple(chain), {"rounding": self.rounding}, error)
 
 
-def _fit(
-    weight: Float, bias: Single | None, moments: Moments, grids: Sequence[Float], block: int, shifted: bool
-) -> _Fit:
-    """Round one group of a layer, from its moments; a layer that cannot be shifted has no bias."""
-    complete = moments if moments.has_targets else moments.with_weight(weight, bias)
-    problem = regularised(complete.centred() if shifted else _uncentred(complete), weight, _PULL)
-    target, gram = weight, np.eye(weight.shape[1])
-    # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
-    if np.trace(problem.xx) > _CONSTANT * np.trace(complete.xx):
-        target, gram = solve(cholesky(problem.xx), problem.yx.T).T, problem.xx
-    codes, scales = _best(grids, lambda levels: round_rows(target, gram, levels, block=block), target, gram)
-    restored = dequantized(codes, scales.astype(np.float32).astype(np.float64))
-    assert complete.mean_y is not None
-    missed = complete.mean_y - restored @ complete.mean_x
-    covariance = complete.centred()
-    residual = squared_residual(restored, covariance) + (0.0 if shifted else float(missed @ missed))
-    return _Fit(codes, scales, missed, residual, float(covariance.yy.sum()))
-
-
-def _best(
-    grids: Sequence[Float], rounded: Callable[[Float], tuple[Float, Float]], target: Float, gram: Float | None
-) -> tuple[Float, Float]:
-    """Codes and scales, each row on the grid on which it errs least."""
-    first, *others = grids
-    codes, scales = rounded(first)
-    for levels in others:
-        own_codes, own_scales = rounded(levels)
-        errors = [
-            np.square(dequantized(c, s) - target).sum(axis=1) if gram is None else output_error(c, s, target, gram)
-            for c, s in ((codes, scales), (own_codes, own_scales))
-        ]
-        better = errors[1] < errors[0]
-        codes[better], scales[better] = own_codes[better], own_scales[better]
-    return codes, scales
-
-
 def _plain(rows: Float, levels: Float, block: int) -> tuple[Float, Float]:
     """Codes and scales of least squared error; of long rows the largest entry and some of the others are looked at."""
     if block:
@@ -248,12 +201,6 @@ def _plain(rows: Float, levels: Float, block: int) -> tuple[Float, Float]:
 def _relative(difference: Float, reference: Float) -> float:
     energy = float(np.vdot(reference, reference))
     return float(np.vdot(difference, difference)) / energy if energy else 0.0
-
-
-def _uncentred(moments: Moments) -> Covariance:
-    """The second moments of a layer without a bias, whose weight alone must give the mean."""
-    assert moments.yx is not None and moments.yy is not None
-    return Covariance(moments.xx, moments.yx, moments.yy)
 
 
 def _end(node: ir.Node) -> str | None:
