@@ -57,13 +57,13 @@ class Reach:
         return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
 
-def reaches(model: ir.Model, plan: Plan, roots: Sequence[str], depth: int = 1) -> Iterator[Reach]:
-    """Yield for each root what lies behind it, up to that many computing layers further."""
+def reaches(model: ir.Model, plan: Plan, roots: Sequence[str]) -> Iterator[Reach]:
+    """Yield for each root what lies behind it, up to the next computing layers."""
     order = {node: index for index, node in enumerate(model.graph)}
     for root in roots:
         tensor = plan.tensors[root]
         walk = _Walk(order, None if tensor.closed else set(tensor.readers))
-        walk.follow(tensor.value, depth)
+        walk.follow(tensor.value)
         stops = [v for v in walk.stops if v.dtype in (None, ir.DataType.FLOAT)] or [tensor.value]
         nodes = sorted(walk.nodes, key=order.__getitem__)
         inside = {tensor.value, *(v for node in nodes for v in node.outputs)}
@@ -78,41 +78,37 @@ class _Walk:
     def __init__(self, order: Mapping[ir.Node, int], first: set[ir.Node] | None) -> None:
         self._order = order
         self._first = first
-        self._seen: set[tuple[ir.Value, int]] = set()
+        self._seen: set[ir.Value] = set()
         self.nodes: dict[ir.Node, None] = {}
         self.stops: dict[ir.Value, None] = {}
 
-    def follow(self, value: ir.Value, depth: int) -> None:
+    def follow(self, value: ir.Value) -> None:
         """Follow all that read a value; only the given nodes count at the first step."""
-        first, self._first = self._first, None
-        waiting = [(value, depth)]
+        first, waiting = self._first, [value]
         while waiting:
-            current, left = waiting.pop()
-            if (current, left) in self._seen:
+            current = waiting.pop()
+            if current in self._seen:
                 continue
-            self._seen.add((current, left))
+            self._seen.add(current)
             if current.is_graph_output() and first is None:
                 self.stops[current] = None
-            users = [user for user, _ in current.uses() if first is None or user in first]
+            users = dict.fromkeys(user for user, _ in current.uses() if first is None or user in first)
             first = None
-            if any(user not in self._order or _has_body(user) for user in users):
-                self.stops[current] = None
-            for user in dict.fromkeys(users):
+            for user in users:
                 if user in self._order and not _has_body(user):
-                    waiting.extend(self._through(user, left))
+                    waiting.extend(self._through(user))
+                else:
+                    self.stops[current] = None
 
-    def _through(self, node: ir.Node, left: int) -> Iterator[tuple[ir.Value, int]]:
+    def _through(self, node: ir.Node) -> Iterator[ir.Value]:
         """Where a walk goes on behind a node; an end is noted."""
         self.nodes[node] = None
-        moving = is_default_domain(node, *_MOVING)
+        if is_default_domain(node, *_MOVING):
+            yield from node.outputs
+            return
         for out in node.outputs:
-            if moving:
-                yield out, left
-                continue
             last = self._behind(out)
-            if left > 1 and last.uses():
-                yield last, left - 1
-            elif last.uses() or last.is_graph_output():
+            if last.uses() or last.is_graph_output():
                 self.stops[last] = None
 
     def _behind(self, out: ir.Value) -> ir.Value:

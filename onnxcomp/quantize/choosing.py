@@ -7,6 +7,11 @@ quantized form, and the relative squared errors of their outputs are summed, sum
 outputs f (the search of a clipping threshold by the output of a layer, as in Nagel et al., A White Paper on Neural
 Network Quantization, 2021, section 3.1, with the candidates of :mod:`onnxcomp.numeric.ranges`).
 
+What clipping takes away follows the signal, at every layer alike: such errors add up in amplitude over the depth of a
+network, while those of rounding add up in power. The part of an error that is a multiple of the output itself, sample
+by sample, <e, f>^2 / |f|^2, therefore counts once more for every 4 tensors that are quantized. (On six real models
+that was as good or better than the error alone, by 0.0 to 0.5 dB at the outputs; once for every tensor was worse.)
+
 An output counts behind the activation that follows its layer. What only moves values, such as a pool, a reshape or a
 Concat, is looked through.
 """
@@ -43,6 +48,8 @@ _MACS = 10**11
 _BATCH_BYTES = 64 << 20
 _PERCENTS = (99.99, 99.999)
 _OPSET = 13
+# How often an error that follows the signal counts, for each tensor of the plan.
+_IN_AMPLITUDE = 1 / 4
 
 
 def choose_ranges(
@@ -92,7 +99,6 @@ def reader_errors(
     parameters: Mapping[str, Sequence[Parameters]],
     feeds: Feeds,
     *,
-    depth: int = 1,
     threads: int = 1,
 ) -> dict[str, list[float]]:
     """Return what quantizing one tensor alone does to the outputs of its readers, with each of its parameters.
@@ -102,19 +108,20 @@ def reader_errors(
         plan: Where it is quantized.
         parameters: Scales and zero points to try, by root; a root with a single one is not measured (error 0).
         feeds: The data.
-        depth: The error is taken behind that many layers.
         threads: Intra-op threads.
 
     Returns:
-        For each root and each of its parameters the sum of the relative squared errors of the outputs.
+        For each root and each of its parameters the sum of the relative squared errors of the outputs, what follows
+        the signal weighted as above.
     """
     undecided = [name for name, some in parameters.items() if len(some) > 1]
-    trials = [_Trial(model, reach, parameters[reach.root], threads) for reach in reaches(model, plan, undecided, depth)]
+    gain = _IN_AMPLITUDE * len(plan.roots)
+    trials = [_Trial(model, r, parameters[r.root], gain, threads) for r in reaches(model, plan, undecided)]
     if trials:
         names = [name for trial in trials for name in trial.reads]
         cost = model_cost(model)
         # Where shapes are unknown, a parameter is taken to count once.
-        runs = max(1, (cost.macs or cost.parameters) * depth * max(len(trial.parameters) for trial in trials))
+        runs = max(1, (cost.macs or cost.parameters) * max(len(trial.parameters) for trial in trials))
         quantizer = _Quantizer(threads)
         limit = min(_SAMPLES, max(_FEWEST, _MACS // runs))
         for values in _batches(Tap(model, names, threads=threads), feeds, limit):
@@ -159,6 +166,7 @@ class _Trial:
     model: ir.Model
     reach: Reach
     parameters: Sequence[Parameters]
+    gain: float
     threads: int
     _session: Any = None
     _signal: dict[str, float] = field(default_factory=dict[str, float])
@@ -183,10 +191,16 @@ class _Trial:
             rounded = quantizer(values[root], parameters)
             results = run(self._session, {root: rounded, **sides}, inner) if inner else []
             for stop, result in [*zip(inner, results, strict=True), *((s, rounded) for s in stops if s == root)]:
-                noise[stop] = noise.get(stop, 0.0) + _power(result - values[stop])
+                noise[stop] = noise.get(stop, 0.0) + self._weighted(result - values[stop], values[stop])
+
+    def _weighted(self, error: NDArray[Any], signal: NDArray[Any]) -> float:
+        rows = signal.shape[0] if signal.ndim else 1
+        e, f = error.reshape(rows, -1), signal.reshape(rows, -1)
+        along, power = np.einsum("ij,ij->i", e, f), np.einsum("ij,ij->i", f, f)
+        return _power(error) + self.gain * float(np.sum(along**2 / np.maximum(power, np.finfo(np.float32).tiny)))
 
     def errors(self) -> list[float]:
-        """The sum of the relative errors of the outputs, for each of the parameters."""
+        """The sum of the errors of the outputs over their signals, for each of the parameters."""
         if not self._noise:
             return [0.0] * len(self.parameters)
         loud = {stop: signal for stop, signal in self._signal.items() if signal > 0}

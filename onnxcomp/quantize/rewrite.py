@@ -19,6 +19,7 @@ from onnxcomp.numeric.ranges import Method, Range, choose_range
 from onnxcomp.quantize.account import changes, measured
 from onnxcomp.quantize.accuracy import prepare, refined, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
+from onnxcomp.quantize.choosing import choose_ranges
 from onnxcomp.quantize.constants import read_weight
 from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight, weight_key
 from onnxcomp.quantize.flip import flip
@@ -42,7 +43,7 @@ __all__ = ["quantize", "rehearse"]
 Means = Mapping[str, NDArray[np.float64]]
 
 _TRIAL_SAMPLES = 64
-# What ``auto`` chooses from, for all its tensors alike.
+# What ``auto`` tries for all its tensors alike, beside what is best for each.
 _TRIED: tuple[Method, ...] = ("mse", "minmax")
 
 
@@ -66,7 +67,8 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)
     given = given_by(overrides_of(layers), plan, layers.rules)
-    tried = [given.ranges(plan, ranges) | spread_ranges(ready.spreads) for ranges in _ranges(plan, histograms, layers)]
+    spread = spread_ranges(ready.spreads)
+    tried = [given.ranges(plan, ranges) | spread for ranges in _tried(model, plan, observed, layers, spread)]
     known: WeightCache = dict(given.weights)
     ranges = tried[0]
     if len(tried) > 1 and observed.feeds is not None:
@@ -156,6 +158,22 @@ def _scheme(context: Context) -> Scheme:
     if context.target.scheme is None:
         raise InputError(context.target.no_int8)
     return context.target.scheme
+
+
+def _tried(
+    model: ir.Model, plan: Plan, observed: Observed, layers: Layers, known: Mapping[str, Range]
+) -> list[dict[str, Range]]:
+    """What ``auto`` compares: with real data, first of all the range for each tensor that suits its readers best."""
+    histograms = {root: observed.histograms[root] for root in plan.roots}
+    alike = _ranges(plan, histograms, layers)
+    if len(alike) < 2 or observed.feeds is None or observed.synthetic:
+        return alike
+    undecided = {n: histograms[n] for n, r in alike[0].items() if r.method != alike[1][n].method and n not in known}
+    context, feeds = layers.context, observed.feeds
+    sites = tuple(w.site for w in plan.weighted)
+    key = ("ranges", model_fingerprint(model), sites, tuple(undecided), layers.whole.samples)
+    own = context.memo.once(key, lambda: choose_ranges(model, plan, undecided, feeds, threads=context.threads))
+    return [alike[0] | own, *alike]
 
 
 def _ranges(plan: Plan, histograms: Mapping[str, Histogram], layers: Layers) -> list[dict[str, Range]]:
