@@ -47,11 +47,22 @@ class Int8(Pass):
         samples: Calibrate on at most that many samples; 0 takes all.
         overrides: JSON file of tensors whose scale and zero point, range or weight scales are given: the
             TensorQuantOverrides of onnxruntime. What the target cannot hold is refused.
+        rounding: To the nearest level, or so that each layer's output changes least, in network order, each layer for
+            the inputs that it really gets (``gram``, which fits biases too); ``auto``: gram where there are real data.
+        weight_bits: Bits of the weights; below 8 the file shrinks and the arithmetic stays. 3 lie in 4, 5 to 7 in 8.
+        equalize: Rescale channels first, which changes no output: so that rounding adds the least noise that can be
+            foreseen (``activations``), or so that the largest weights on both sides of a channel are equal
+            (``weights``); ``auto``: activations where there are real data.
+        smooth: SmoothQuant's factors in their place, with this alpha; 0: not.
+        absorb: Move the part of a channel that a Relu always lets pass into the next bias.
+        inputs: ``auto``: an image that one convolution reads is quantized with a scale for each channel, which is exact
+            for 8-bit pixels; ``tensor``: one scale for all channels.
         sensitivity: Measure what each layer alone does to the outputs, and report it; ``auto``: where a budget is set.
 
     Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
     2018 (the scheme); Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
-    eq. 14 (bias correction).
+    eq. 11 (equalize=weights), section 4.1.3 (absorb), eq. 14 (bias correction); Frantar et al., GPTQ, 2023, algorithm 1
+    (rounding=gram); Xiao et al., SmoothQuant, 2023, eq. 4 (smooth).
     """
 
     name: ClassVar[str] = "int8"
@@ -65,11 +76,11 @@ class Int8(Pass):
     samples: Annotated[int, Bounds(0)] = 0
     overrides: str = ""
     rounding: Literal["auto", "nearest", "gram"] = "auto"
-    inputs: Literal["auto", "tensor"] = "auto"
     weight_bits: Annotated[int, Bounds(2, 8)] = 8
     equalize: Literal["auto", "off", "weights", "activations"] = "auto"
     smooth: Annotated[float, Bounds(0, 1, open_high=True)] = 0.0
     absorb: bool = False
+    inputs: Literal["auto", "tensor"] = "auto"
     sensitivity: Literal["auto", "on", "off"] = "auto"
 
     def requires(self, model: ir.Model, context: Context) -> None:
@@ -87,10 +98,16 @@ class Int8(Pass):
             whole = [name for name in options if name in _WHOLE_MODEL]
             if whole:
                 raise OptionError(f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r}")
+        if self.smooth and self.equalize != "auto":
+            raise OptionError("int8.smooth takes the place of int8.equalize; give one of them")
         if self.percentile != _PERCENTILE and not by_percentile:
             raise OptionError(_IDLE_PERCENTILE.format(""))
         if self.overrides:
             check_names(read_overrides(self.overrides), tensor_names(model), self.overrides)
+
+    def explicit(self) -> bool:
+        """Whether fewer bits than 8 were asked for."""
+        return self.weight_bits < 8
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Quantize in place."""
@@ -119,10 +136,10 @@ class Int8(Pass):
             self.samples or None,
             self.overrides,
             self.rounding,
-            self.inputs,
             self.weight_bits,
             self.equalize,
             self.smooth,
             self.absorb,
+            self.inputs,
             self.sensitivity,
         )

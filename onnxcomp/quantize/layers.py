@@ -33,11 +33,11 @@ class Settings:
     samples: int | None
     overrides: str = ""
     rounding: Literal["auto", "nearest", "gram"] = "auto"
-    inputs: Literal["auto", "tensor"] = "auto"
     weight_bits: int = 8
     equalize: Literal["auto", "off", "weights", "activations"] = "auto"
     smooth: float = 0.0
     absorb: bool = False
+    inputs: Literal["auto", "tensor"] = "auto"
     sensitivity: Switch = "auto"
 
 
