@@ -215,7 +215,7 @@ def _ranked(steps: tuple[Step, ...]) -> list[tuple[Relief, Change]]:
 
 
 def _told(steps: tuple[Step, ...], reliefs: Sequence[Relief]) -> tuple[Step, ...]:
-    """The steps, with the changes that have milder options saying why."""
+    """The steps, with the changes that have milder options saying why; what they do to the outputs was not measured."""
     milder = {(r.position, r.site): r.options for r in reliefs if r.options is not None}
 
     def told(index: int, change: Change) -> Change:
@@ -223,7 +223,7 @@ def _told(steps: tuple[Step, ...], reliefs: Sequence[Relief]) -> tuple[Step, ...
         if options is None:
             return change
         kept = ", ".join(f"{name}={value}" for name, value in options.items())
-        return replace(change, facts={**change.facts, "budget": f"{kept}, to hold the accuracy budget"})
+        return replace(change, error=None, facts={**change.facts, "budget": f"{kept}, to hold the accuracy budget"})
 
     return tuple(
         replace(step, report=replace(step.report, changes=tuple(told(index, c) for c in step.report.changes)))

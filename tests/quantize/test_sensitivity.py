@@ -131,8 +131,8 @@ def test_few_bits_go_up_before_anything_is_float(model: ir.Model, counted: list[
     assert kept and set(kept.values()) == {8} and len(kept) < 3
     assert {own.site for own in step.report.sensitivity[: len(kept)]} == set(kept)
     assert result.report.recipe["layers"] == [{escape(site): {"weight_bits": 8} for site in kept}]
-    facts = next(c.facts for c in step.report.changes if c.site in kept)
-    assert facts["budget"] == "weight_bits=8, to hold the accuracy budget"
+    raised = next(c for c in step.report.changes if c.site in kept)
+    assert raised.facts["budget"] == "weight_bits=8, to hold the accuracy budget" and raised.error is None
 
 
 def test_own_options_of_a_layer_are_kept(model: ir.Model) -> None:
