@@ -8,7 +8,7 @@ it deliver them and aims at the outputs of the original, so that it makes up for
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,6 @@ def refine(
     *,
     limit: int | None = None,
     seed: int = 0,
-    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Fit the weights and biases of a quantized model, in place.
 
@@ -91,7 +90,6 @@ def refine(
         workdir: Where activations are spilled.
         limit: At most that many samples; 512 where None.
         seed: Of the sampled positions.
-        tell: Called with the number of layers that are done and their total.
 
     Returns:
         The relative squared error of each site's output, against the original's.
@@ -104,8 +102,7 @@ def refine(
     places = [{node: i for i, node in enumerate(m.graph)} for m in (original, model)]
     errors: dict[str, float] = {}
     try:
-        for done, twin in enumerate(twins):
-            tell(done, len(twins))
+        for twin in twins:
             site = _site(twin.original)
             if site is None:
                 continue
