@@ -96,7 +96,7 @@ class Sensitivity:
         kl: Mean Kullback-Leibler divergence of the class probabilities from the original's, nats; None where no output
             is a classifier's.
         drop_points: Percentage points of top-1 accuracy lost; None without labels.
-        samples: Number of samples that noise and divergence were measured on.
+        samples: Number of samples that this was measured on.
     """
 
     site: str

@@ -32,7 +32,7 @@ Outputs = Mapping[str, NDArray[np.floating]]
 
 _SAMPLES = 32
 # A tenth of a point of accuracy takes many more samples than a decibel does.
-_LABELLED = 128
+_SCORED = 128
 # Multiply-accumulates of all runs together: half a minute or so on one core.
 _MACS = 10**12
 # Models that are held in memory at the same time.
@@ -55,8 +55,8 @@ def sensitivities(
         parameters: Scale and zero point of every root of the whole placement.
         emit: Writes a plan with the given parameters into a model.
         feeds: Calibration data; at most 32 samples are read, fewer for large models.
-        context: Of its evaluation data, where they have labels, up to 128 samples are read for the drop of accuracy,
-            which does not count for the order.
+        context: Its evaluation data, where there are any, take the place of `feeds`, with up to 128 samples: they are
+            what a budget is judged on, and show as well what was fitted to the calibration data too closely.
     """
     whole = placement.of(model)
     known = {name: parameters[whole.root_of(tensor.value)] for name, tensor in whole.tensors.items()}
@@ -92,16 +92,11 @@ def _compare(
     base = Tap(model, wanted, threads=context.threads)
     taps = {site: Tap(other, wanted, threads=context.threads) for site, other in others.items()}
     tallies = {site: _Tally(wanted) for site in others}
-    for feed in feeds.batches(min(_SAMPLES, affordable)):
-        rows, outputs = batch_rows(feed, feeds.inputs), base.read(feed)
+    read = feeds if context.scored is None else context.scored
+    for feed in read.batches(min(_SAMPLES if context.scored is None else _SCORED, affordable)):
+        rows, outputs = batch_rows(feed, read.inputs), base.read(feed)
         for site, tap in taps.items():
-            tallies[site].add(rows, outputs, tap.read(feed))
-    labels = None if context.scored is None else context.scored.labels
-    if context.scored is not None and labels is not None:
-        for feed in context.scored.batches(min(_LABELLED, affordable)):
-            rows, outputs = batch_rows(feed, context.scored.inputs), base.read(feed)
-            for site, tap in taps.items():
-                tallies[site].score(rows, outputs, tap.read(feed), labels)
+            tallies[site].add(rows, outputs, tap.read(feed), read.labels)
     return [tally.result(site) for site, tally in tallies.items()]
 
 
@@ -111,27 +106,24 @@ class _Tally:
     def __init__(self, names: Sequence[str]) -> None:
         self._signal, self._noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         self._divergence: float | None = None
-        self._samples = self._labelled = self._lost = 0
+        self._samples = self._lost = 0
+        self._labelled = False
 
-    def add(self, rows: int, wanted: Outputs, got: Outputs) -> None:
-        """Count the noise of one batch."""
-        self._samples += rows
+    def add(self, rows: int, wanted: Outputs, got: Outputs, labels: NDArray[np.int64] | None) -> None:
+        """Count the next batch; `labels` are those of all samples."""
+        seen, self._samples = self._samples, self._samples + rows
         for name in self._signal:
             self._signal[name] += float(np.sum(np.square(wanted[name], dtype=np.float64)))
             self._noise[name] += float(np.sum(np.square(got[name] - wanted[name], dtype=np.float64)))
         scores = scores_output(wanted, rows)
-        if scores is not None:
-            own = divergences(wanted[scores].reshape(rows, -1), got[scores].reshape(rows, -1))
-            self._divergence = (self._divergence or 0.0) + float(own.sum())
-
-    def score(self, rows: int, wanted: Outputs, got: Outputs, labels: NDArray[np.int64]) -> None:
-        """Count the right classes of the next batch of labelled samples; `labels` are those of all."""
-        scores = scores_output(wanted, rows)
-        if scores is not None:
-            own = labels[self._labelled : self._labelled + rows]
-            before, after = (values[scores].reshape(rows, -1).argmax(axis=1) == own for values in (wanted, got))
-            self._lost += int(np.count_nonzero(before)) - int(np.count_nonzero(after))
-            self._labelled += rows
+        if scores is None:
+            return
+        before, after = wanted[scores].reshape(rows, -1), got[scores].reshape(rows, -1)
+        self._divergence = (self._divergence or 0.0) + float(divergences(before, after).sum())
+        if labels is not None:
+            right = [np.count_nonzero(v.argmax(axis=1) == labels[seen : self._samples]) for v in (before, after)]
+            self._lost += int(right[0]) - int(right[1])
+            self._labelled = True
 
     def result(self, site: str) -> Sensitivity:
         tiny = float(np.finfo(np.float64).tiny)
@@ -142,6 +134,6 @@ class _Tally:
             error,
             inf if error == 0 else -inf if error == inf else -10 * log10(error),
             None if self._divergence is None else self._divergence / self._samples,
-            100 * self._lost / self._labelled if self._labelled else None,
+            100 * self._lost / self._samples if self._labelled else None,
             self._samples,
         )

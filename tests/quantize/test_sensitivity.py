@@ -109,15 +109,17 @@ def test_runs_with_one_memo_measure_once(model: ir.Model, quantize: Quantizer, c
     assert {c.site for c in second.changes} == {"first", "second"}
 
 
-def test_labels_give_the_drop_and_leave_the_order(model: ir.Model) -> None:
+def test_evaluation_data_come_first_and_labels_give_the_drop(model: ir.Model) -> None:
     x = _data(96, seed=5)
-    reference = onnxcomp.optimize(model, "fold", data={"x": x})
     labels = np.random.default_rng(2).integers(0, 8, len(x))
-    plain = _optimized(reference.model, "int8(sensitivity=on)").report.steps[0].report.sensitivity
-    scored = _optimized(reference.model, "int8(sensitivity=on)", eval={"x": x, "labels": labels})
-    found = scored.report.steps[0].report.sensitivity
-    assert [replace(own, drop_points=None) for own in found] == list(plain)
-    assert all(own.drop_points is not None and abs(own.drop_points) < 5 for own in found)
+    plain = _optimized(model, "int8(sensitivity=on)").report.steps[0].report.sensitivity
+    unlabelled = _optimized(model, "int8(sensitivity=on)", eval={"x": x}).report.steps[0].report.sensitivity
+    scored = (
+        _optimized(model, "int8(sensitivity=on)", eval={"x": x, "labels": labels}).report.steps[0].report.sensitivity
+    )
+    assert {own.samples for own in plain} == {32} and {own.samples for own in unlabelled} == {96}
+    assert [replace(own, drop_points=None) for own in scored] == list(unlabelled)
+    assert all(own.drop_points is not None and abs(own.drop_points) < 5 for own in scored)
 
 
 def test_few_bits_go_up_before_anything_is_float(model: ir.Model, counted: list[int]) -> None:
