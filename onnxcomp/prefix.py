@@ -64,7 +64,7 @@ class _Search:
     def next(self) -> int:
         last = self.high - 1 if self.holds else self.high
         wanted = None if self.halve else self._expected()
-        return min(max((self.low + self.high) // 2 if wanted is None else wanted, self.low + 1), last)
+        return min(max(self._middle() if wanted is None else wanted, self.low + 1), last)
 
     def learn(self, number: int, noise: float, holds: bool) -> None:
         width = self.high - self.low
@@ -75,6 +75,13 @@ class _Search:
             self.low = number
         # One short step is what a good guess looks like; after a second one, guesses are no good.
         self.halve = len(self.noise) > 2 and 2 * (self.high - self.low) > width
+
+    def _middle(self) -> int:
+        """Half way; as long as nothing holds, not beyond half of what is left to gain."""
+        middle, half = (self.low + self.high) // 2, (self.sums[self.low] + self.sums[self.high]) / 2
+        if self.holds:
+            return middle
+        return min(middle, next(n for n in range(self.low, self.high + 1) if self.sums[n] >= half))
 
     def _expected(self) -> int | None:
         """The least number at which the noise between both ends, in proportion to the shares, is allowed."""

@@ -31,7 +31,7 @@ def test_no_more_than_it_takes_whatever_was_expected(shares: list[float], data: 
     allowed = data.draw(st.floats(0, 0.99)) * sum(truth)
     found, measured = _searched(shares, truth, 0.0, allowed, trials=40)
     least = next(k for k in range(1, len(truth) + 1) if sum(truth[k:]) <= allowed)
-    assert found == least and len(measured) == len(set(measured)) <= 13
+    assert found == least and len(measured) == len(set(measured)) <= 20
 
 
 @given(Shares, st.floats(0, 0.99))
