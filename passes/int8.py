@@ -38,7 +38,7 @@ class Int8(Pass):
     Attributes:
         calibration: Rule for activation ranges. ``auto`` takes for each tensor the rule that costs least at the layers
             that read it, or ``mse`` or ``minmax`` for all if that brings the outputs closer to the original's on up to
-            64 samples.
+            256 samples.
         percentile: For ``calibration=percentile``: percent of a tensor's values inside its range.
         weights: Rule for weight scales: least squared error, or the largest weight.
         bias_correction: Let biases make up for what rounding the weights does to a layer's mean output; ``auto``: where
