@@ -56,7 +56,7 @@ class Range:
     low: float
     high: float
     method: str
-    facts: Mapping[str, float] = field(default_factory=dict[str, float])
+    facts: Mapping[str, float | str] = field(default_factory=dict[str, "float | str"])
 
 
 def choose_range(

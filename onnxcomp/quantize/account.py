@@ -31,8 +31,9 @@ def changes(
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
     Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
-    chose it, scale and zero point, all to 6 digits (the model holds them exactly). `errors` are the predicted ones,
-    `milder` the options of a node with which it would lose less.
+    chose it, scale and zero point, all to 6 digits (the model holds them exactly). Of an input with a grid for each
+    channel they give the range and the largest scale of all. `errors` are the predicted ones, `milder` the options of a
+    node with which it would lose less.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)

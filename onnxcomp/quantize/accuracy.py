@@ -83,7 +83,7 @@ def _on_a_grid(node: ir.Node) -> str | None:
 
 def spread_ranges(spreads: Sequence[Spread]) -> dict[str, Range]:
     """The ranges of spread inputs: 256 levels at step 1."""
-    return {s.tensor: Range(s.low, s.low + 255, "channel", {"exact": s.exact}) for s in spreads}
+    return {s.tensor: Range(s.low, s.low + 255, "channel", {**s.facts, "exact": s.exact}) for s in spreads}
 
 
 def twins_of(model: ir.Model, plan: Plan, layers: Layers, given: Given) -> Pair | None:

@@ -13,8 +13,8 @@ QuantizeLinear with a scale for each channel, which costs what the one for all c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -44,12 +44,14 @@ class Spread:
         tensor: Name of t.
         low: The value of t that becomes the first level of its grid of step 1.
         exact: Whether all calibration values lie on the grid.
+        facts: What a report says of it: of all channels together the range, their number and the largest scale.
     """
 
     source: str
     tensor: str
     low: float
     exact: bool
+    facts: Mapping[str, float | str] = field(default_factory=dict[str, "float | str"])
 
 
 def spread_inputs(
@@ -157,7 +159,12 @@ def _rewrite(
     _take_up(graph, site, scales, offsets, taken)
     node.replace_input_with(0, value)
     assert value.name
-    return Spread(source.name, value.name, float(-middle), exact)
+    return Spread(source.name, value.name, float(-middle), exact, _facts(source.name, scales, zeros))
+
+
+def _facts(source: str, scales: Float, zeros: NDArray[np.int64]) -> dict[str, float | str]:
+    low, high = float((scales * -zeros).min()), float((scales * (255 - zeros)).max())
+    return {"tensor": source, "low": low, "high": high, "scale": float(scales.max()), "channels": len(scales)}
 
 
 def _padded(value: ir.Value, pads: NDArray[np.generic], op_type: str) -> ir.Shape | None:

@@ -42,7 +42,9 @@ def _store(graph: ir.Graph, pair: ir.Node, node: ir.Node, bits: int, taken: set[
     axis = pair.attributes.get_int("axis", 0)
     codes, signs = _turned(wide.const_value.numpy().astype(np.int8), axis, bits)
     base = (wide.name or "weight").removesuffix(".quantized")
-    stored = add_initializer(graph, unique_name(graph, f"{base}.int{2 if bits == 2 else 4}", taken), narrow(codes, bits))
+    stored = add_initializer(
+        graph, unique_name(graph, f"{base}.int{2 if bits == 2 else 4}", taken), narrow(codes, bits)
+    )
     made = [ir.node("Cast", [stored], attributes={"to": ir.DataType.INT8.value})]
     if signs is not None:
         factors = add_initializer(graph, unique_name(graph, f"{base}.signs", taken), signs)

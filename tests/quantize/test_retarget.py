@@ -67,7 +67,7 @@ def model(build: Builder) -> ir.Model:
 @pytest.fixture
 def int8(model: ir.Model, quantize: Quantizer) -> ir.Model:
     """It on integers, for x86."""
-    result: ir.Model = quantize(model, rounding="nearest", inputs="tensor", calibration="mse")[0]
+    result: ir.Model = quantize(model, calibration="mse")[0]
     return result
 
 
@@ -179,7 +179,7 @@ def test_tensorrts_form_is_what_the_pass_writes_for_it(
     direct = model.clone()
     x = np.random.default_rng(1).standard_normal((32, 4, 8, 8)).astype(np.float32)
     context = Context(load_target("tensorrt"), tmp_path, data=open_feeds({"x": x}, model))
-    Int8(rounding="nearest", inputs="tensor", calibration="mse").run(direct, context)
+    Int8(rounding="nearest", inputs="tensor", equalize="off", calibration="mse").run(direct, context)
     moved = retarget(int8, "tensorrt").model
     ours = {n: c for n, c in arrays(direct).items() if n.endswith(".scale")}
     assert ours
@@ -346,7 +346,7 @@ def test_layers_that_were_left_float_stay_float(model: ir.Model, quantize: Quant
     named = model.clone()
     for node in named.graph:
         node.name = f"n_{node.outputs[0].name}"
-    partly, _ = quantize(named, context={"exclude": ("n_f",)}, rounding="nearest", inputs="tensor", calibration="mse")
+    partly, _ = quantize(named, context={"exclude": ("n_f",)}, calibration="mse")
     result = retarget(partly, "tensorrt")
     conv = next(node for node in result.model.graph if origin_of(node) == "n_f")
     assert conv.inputs[1] is not None
@@ -366,7 +366,7 @@ def test_a_model_as_bytes_and_as_a_file(int8: ir.Model, tmp_path: Path) -> None:
 
 
 def test_weights_of_four_bits_stay_in_four_bits(model: ir.Model, quantize: Quantizer) -> None:
-    narrow, _ = quantize(model, rounding="nearest", inputs="tensor", calibration="mse", weight_bits=4)
+    narrow, _ = quantize(model, calibration="mse", weight_bits=4)
     packed = {name for name, value in narrow.graph.initializers.items() if value.dtype == ir.DataType.INT4}
     assert len(packed) >= 6
     for target in ("ort-arm", "tensorrt"):
@@ -380,7 +380,7 @@ def test_weights_of_four_bits_stay_in_four_bits(model: ir.Model, quantize: Quant
 
 
 def test_an_input_with_a_grid_for_each_channel(model: ir.Model, quantize: Quantizer) -> None:
-    spread, _ = quantize(model, rounding="nearest", calibration="mse")
+    spread, _ = quantize(model, inputs="auto", calibration="mse")
     scales = [n.inputs[1] for n in spread.graph if n.op_type == "QuantizeLinear"]
     assert any(scale is not None and scale.shape is not None and len(scale.shape) == 1 for scale in scales)
     arm = retarget(spread, "ort-arm").model
