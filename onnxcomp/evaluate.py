@@ -230,7 +230,7 @@ def _all_finite(value: NDArray[Any]) -> bool:
 
 
 def scores_output(outputs: Mapping[str, Any], rows: int) -> str | None:
-    """Return the first output that holds one score a class for every sample; a model of one sample may leave its axis out."""
+    """Return the first output with one score a class for every sample; a model of one sample may leave its axis out."""
     found = next((name for name, value in outputs.items() if _is_scores(value, rows)), None)
     if found is None and rows == 1:
         vectors = {

@@ -66,7 +66,7 @@ class Feeds(ABC):
         return self._read_labels()
 
     def divisible(self, batch: Batch) -> bool:
-        """Whether a feed of these data may be cut along its first axis: free for all inputs, and as long for one as for the other."""
+        """Whether a feed may be cut along its first axis: free for all inputs, and as long for one as for the other."""
         free = all(i.shape != () and i.fixed_batch is None for i in self.inputs)
         return free and len({values.shape[:1] for values in batch.values()}) == 1
 

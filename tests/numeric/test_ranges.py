@@ -47,7 +47,7 @@ def test_ranges_hold_zero_and_stay_inside_the_values(values: NDArray[np.float32]
     # mse() returns ends that lie on the grid: they may stick out by half a step.
     assert low - 0.51 * step <= chosen.low
     assert chosen.high <= high + 0.51 * step
-    assert all(not math.isnan(fact) for fact in chosen.facts.values())
+    assert all(not math.isnan(float(fact)) for fact in chosen.facts.values())
 
 
 @given(samples)
