@@ -60,7 +60,7 @@ def product_site(node: ir.Node) -> Site | Skip:
 
 
 def rows_of(site: Site, array: NDArray[Any]) -> NDArray[Any]:
-    """The input or output of a site as a convolution's, (N, C, *spatial); that of a product, (..., C), as (rows, C, 1)."""
+    """A site's input or output as a convolution's, (N, C, *spatial); that of a product, (..., C), as (rows, C, 1)."""
     if site.kind in ("Conv", "ConvTranspose"):
         return array
     return array.reshape(-1, array.shape[-1], 1)
