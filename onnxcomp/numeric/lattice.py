@@ -12,6 +12,10 @@ Float = NDArray[np.float64]
 # Distance from a lattice point, in steps, that float32 arithmetic explains.
 _TOLERANCE = 1e-2
 _LEVELS = 255
+# Distance of 0 from the lattice, in steps, from which on values lie halfway between two codes.
+_HALFWAY = 0.49
+# Width of a range whose scale, or the inverse of it, float32 does not hold.
+_NOTHING = 1e-35
 
 
 def lattice_step(values: Float) -> float | None:
@@ -42,11 +46,15 @@ def channel_grid(low: float, high: float, step: float | None) -> tuple[float, in
         low: Smallest value.
         high: Largest value.
         step: Of the values' lattice: the grid then has that very step, and room on both sides where there are fewer
-            than 255 of them. None: the grid spans the values and 0.
+            than 255 of them; all values are off by one and the same part of a step, as 0 is a code. Where that were
+            half a step (pixels of mean 0.5), pairs of values would fall together: the grid gets another step. None: the
+            grid spans the values and 0.
     """
-    if step is not None and low <= 0 <= high:
+    halfway = step is not None and abs(low / step - round(low / step)) > _HALFWAY
+    if step is not None and low <= 0 <= high and not halfway:
         spare = _LEVELS - round((high - low) / step)
         return step, int(np.clip(round(-low / step) + spare // 2, 0, _LEVELS))
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / _LEVELS if high > low else 1.0 / _LEVELS
+    # 255 levels of a lattice over 254 steps: every distance to the nearest code occurs, not that of half a step alone.
+    scale = (high - low) / (_LEVELS - halfway) if high - low > _NOTHING else 1.0 / _LEVELS
     return scale, int(np.clip(round(-low / scale), 0, _LEVELS))

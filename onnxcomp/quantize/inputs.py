@@ -2,7 +2,8 @@
 
 The normalised channels of an image have steps of their own, so that one grid for all of them adds noise at the very
 start of the network. Here each channel gets its own scale and zero point - with those of 8-bit pixels the rounding is
-exact - and the first convolution takes them up into its weight: x = s_c (t - a_c), so that
+exact, but for a constant where no pixel is 0, which is a matter of the bias - and the first convolution takes them up
+into its weight: x = s_c (t - a_c), so that
 
     W * x + b = (W s_c) * t + (b - sum W s_c a_c).
 
@@ -43,7 +44,7 @@ class Spread:
         source: Name of the graph input.
         tensor: Name of t.
         low: The value of t that becomes the first level of its grid of step 1.
-        exact: Whether all calibration values lie on the grid.
+        exact: Whether all calibration values lie on the grid, but for a constant of each channel.
         facts: What a report says of it: of all channels together the range, their number and the largest scale.
     """
 
@@ -114,11 +115,11 @@ class _Channels:
         self._seen += rows.shape[1]
 
     def grids(self) -> tuple[Float, NDArray[np.int64], bool]:
-        """Scales and zero points, and whether every channel has a lattice."""
+        """Scales and zero points, and whether every channel has the grid of its lattice."""
         steps = [self._step(probes, k) for k, probes in enumerate(self._probes)]
         grids = [channel_grid(low, high, step) for low, high, step in zip(self.low, self.high, steps, strict=True)]
         scales, zeros = np.array([g[0] for g in grids]), np.array([g[1] for g in grids])
-        return scales, zeros, all(step is not None for step in steps)
+        return scales, zeros, all(scale == step for scale, step in zip(scales, steps, strict=True))
 
     def _step(self, probes: list[NDArray[np.float32]], channel: int) -> float | None:
         values = np.unique(np.concatenate([*probes, np.array([self.low[channel], self.high[channel]], np.float32)]))
