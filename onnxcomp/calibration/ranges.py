@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp.calibration.batches import bad_values, pieces, require_values
+from onnxcomp.calibration.means import ChannelMeans
 from onnxcomp.data import Feeds
 from onnxcomp.errors import DataError
 from onnxcomp.numeric.histogram import SAMPLE, Histogram
@@ -21,8 +23,6 @@ __all__ = ["Range", "collect_histograms", "collect_means", "collect_ranges"]
 Item = tuple[int, dict[str, NDArray[Any]]]
 # From so many values of a tensor on, what more batches bring is thinned out further.
 _PLENTY = 10 * SAMPLE
-# What a batch's activations may take. ORT's own buffers and the arena's slack come on top of it.
-_BATCH_BYTES = 32 << 20
 
 
 def collect_ranges(
@@ -79,12 +79,8 @@ def collect_histograms(
             try:
                 histogram.add(values[name], sample=SAMPLE if histogram.total < _PLENTY else SAMPLE // 4, offset=number)
             except ValueError as error:
-                raise DataError(_bad_values(model, name, str(error), number)) from error
-    for name, histogram in histograms.items():
-        if not histogram.total:
-            raise DataError(
-                f"tensor '{name}' held no value on any sample of {feeds.source}; give other calibration data"
-            )
+                raise DataError(bad_values(model, name, str(error), number)) from error
+    require_values(histograms, feeds)
     return histograms
 
 
@@ -110,42 +106,17 @@ def collect_means(
     Raises:
         DataError, ModelError: As :func:`collect_ranges`; DataError too where a tensor has no such axis.
     """
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts = dict.fromkeys(tensors, 0)
-    for number, values in _batches(model, list(counts), feeds, threads, limit):
-        for name in counts:
-            value = values[name]
-            if not -value.ndim <= axis < value.ndim:
-                raise DataError(f"tensor '{name}' has {value.ndim} axes: there is no channel axis {axis}")
-            others = tuple(k for k in range(value.ndim) if k != axis % value.ndim)
-            total = np.atleast_1d(np.sum(value, axis=others, dtype=np.float64))
-            if not np.isfinite(total).all():
-                kind = "NaN" if np.isnan(total).any() else "infinity"
-                raise DataError(_bad_values(model, name, kind, number))
-            sums[name] = sums[name] + total if name in sums else total
-            counts[name] += value.size // max(value.shape[axis], 1)
-    return {name: sums[name] / max(count, 1) for name, count in counts.items()}
+    means = ChannelMeans(model, tensors, axis)
+    for number, values in _batches(model, list(means.names), feeds, threads, limit):
+        means.add(values, number)
+    return means.result()
 
 
 def _batches(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, limit: int | None) -> Iterator[Item]:
     """Yield (number of the feed, values of the tensors), with feeds cut so that their activations stay small."""
     tap = Tap(model, names, threads=threads)
-    rows = None
-    seen = False
-    for number, feed in enumerate(feeds.batches(limit)):
-        seen = True
-        if not _can_be_cut(feeds, feed):
-            yield number, tap.read(feed)
-            continue
-        total = len(next(iter(feed.values())))
-        if rows is None:
-            one = tap.read({name: array[:1] for name, array in feed.items()})
-            rows = max(1, _BATCH_BYTES // max(1, sum(value.nbytes for value in one.values())))
-            del one
-        for start in range(0, total, rows):
-            yield number, tap.read({name: array[start : start + rows] for name, array in feed.items()})
-    if not seen:
-        raise DataError(f"{feeds.source}: no samples to calibrate on")
+    for piece in pieces(tap, names, feeds, limit):
+        yield piece.number, tap.read(piece.feed)
 
 
 def _ahead(batches: Iterator[Item]) -> Iterator[Item]:
@@ -155,15 +126,3 @@ def _ahead(batches: Iterator[Item]) -> Iterator[Item]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield item
-
-
-def _can_be_cut(feeds: Feeds, feed: dict[str, NDArray[Any]]) -> bool:
-    """Whether a part of a feed's rows is a feed too: no input fixes its batch, and all have as many rows."""
-    free = all(given.shape != () and given.fixed_batch is None for given in feeds.inputs)
-    return free and len({array.shape[:1] for array in feed.values()}) == 1
-
-
-def _bad_values(model: ir.Model, name: str, kind: str, number: int) -> str:
-    producer = next((node for node in model.graph for value in node.outputs if value.name == name), None)
-    where = f" of node '{producer.name or producer.op_type}'" if producer is not None else ""
-    return f"tensor '{name}'{where} holds {kind} on calibration batch {number}; check the data and their preprocessing"

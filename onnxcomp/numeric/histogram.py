@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BINS", "SAMPLE", "Histogram"]
+__all__ = ["BINS", "SAMPLE", "Histogram", "extremes"]
 
 BINS = 2048
 """Bins on each side of zero. A power of two; at least half of those on the longer side are in use."""
@@ -65,11 +65,7 @@ class Histogram:
         flat = np.asarray(values).reshape(-1)
         if not flat.size:
             return
-        low, high = float(flat.min()), float(flat.max())
-        if math.isnan(low) or math.isnan(high):
-            raise ValueError("NaN")
-        if math.isinf(low) or math.isinf(high):
-            raise ValueError("infinity")
+        low, high = extremes(flat)
         self._widen(_exponent_for(max(high, -low)))
         self.low, self.high = min(self.low, low), max(self.high, high)
         size = flat.size
@@ -77,6 +73,10 @@ class Histogram:
             stride = _stride(size, sample)
             flat = flat[offset % stride :: stride]
         self._count(flat, size / flat.size)
+
+    def stretch(self, low: float, high: float) -> None:
+        """Take note of the least and greatest of values that are not counted; they widen no bin."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram's counts to this one; the result does not depend on the order of merging."""
@@ -119,6 +119,20 @@ class Histogram:
         if exponent > self.exponent:
             self.counts = _coarsened(self.counts, exponent - self.exponent)
             self.exponent = exponent
+
+
+def extremes(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the least and the greatest value of an array that is not empty.
+
+    Raises:
+        ValueError: A value is NaN or infinite; the message is "NaN" or "infinity".
+    """
+    low, high = float(values.min()), float(values.max())
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError("NaN")
+    if math.isinf(low) or math.isinf(high):
+        raise ValueError("infinity")
+    return low, high
 
 
 def _exponent_for(peak: float) -> int:

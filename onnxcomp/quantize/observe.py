@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp.calibration.extremes import collect_extremes
 from onnxcomp.calibration.ranges import collect_histograms, collect_means
 from onnxcomp.calibration.statsfile import Statistics, TensorStatistics
 from onnxcomp.contract import Context
@@ -54,7 +55,9 @@ class Observed:
     notes: tuple[str, ...] = ()
 
 
-def observe(model: ir.Model, plan: Plan, context: Context, *, samples: int | None = None) -> Observed:
+def observe(
+    model: ir.Model, plan: Plan, context: Context, *, samples: int | None = None, extremes: bool = False
+) -> Observed:
     """Return what is known of the tensors of a plan: from the context's statistics, and from its data for the rest.
 
     Args:
@@ -62,6 +65,7 @@ def observe(model: ir.Model, plan: Plan, context: Context, *, samples: int | Non
         plan: Where it is quantized.
         context: Statistics and data of the run.
         samples: Calibrate on at most that many samples; None: on all.
+        extremes: Only the least and greatest values have to be those of all samples: faster.
 
     Raises:
         InputError: The statistics lack a tensor and there are no data.
@@ -72,8 +76,9 @@ def observe(model: ir.Model, plan: Plan, context: Context, *, samples: int | Non
         return _from_statistics(model, plan, context, context.statistics, samples)
     feeds = _feeds(model, context)
     names = _merged(model, plan)
-    key = ("observed", model_fingerprint(model), tuple(names), samples)
-    found = context.memo.once(key, lambda: _collect(model, names, feeds, context.threads, samples))
+    collect = _collect_extremes if extremes else _collect
+    key = ("observed", model_fingerprint(model), tuple(names), samples, extremes)
+    found = context.memo.once(key, lambda: collect(model, names, feeds, context.threads, samples))
     count = min(len(feeds), samples or len(feeds))
     return Observed(_histograms(found), _means(found), feeds, feeds.synthetic, count)
 
@@ -168,6 +173,24 @@ def _collect(
     averaged = _averaged(model, names)
     limit = min(samples or MEAN_SAMPLES, MEAN_SAMPLES)
     means = collect_means(model, averaged, feeds, threads=threads, limit=limit) if averaged else {}
+    shape = structures(seen)
+    return {name: TensorStatistics(histograms[watch[name]], shape[watch[name]], means.get(name)) for name in names}
+
+
+def _collect_extremes(
+    model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, samples: int | None
+) -> dict[str, TensorStatistics]:
+    """The same for rules that read no more than extremes; the means are of the same run over the data."""
+    seen, watch = watched(model, names)
+    histograms, means = collect_extremes(
+        seen,
+        list(watch.values()),
+        feeds,
+        averaged=_averaged(model, names),
+        mean_samples=MEAN_SAMPLES,
+        threads=threads,
+        limit=samples,
+    )
     shape = structures(seen)
     return {name: TensorStatistics(histograms[watch[name]], shape[watch[name]], means.get(name)) for name in names}
 

@@ -67,7 +67,8 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         return PassReport(skips=skips, notes=("nothing to quantize",))
     ready = prepare(model, plan, context, layers)
     plan = placement.of(model)
-    observed = observe(model, plan, context, samples=layers.whole.samples)
+    minmax = all(layers.settings(node).calibration == "minmax" for node in model.graph)
+    observed = observe(model, plan, context, samples=layers.whole.samples, extremes=minmax)
     layers = replace(layers, synthetic=observed.synthetic)
     histograms = {root: observed.histograms[root] for root in plan.roots}
     means = _means(plan, observed, layers)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.calibration import ranges as module
+from onnxcomp.calibration import batches
 from onnxcomp.calibration.ranges import collect_histograms, collect_means, collect_ranges
 from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.errors import DataError, ModelError
@@ -68,7 +68,7 @@ def test_the_limit_counts_samples() -> None:
 @pytest.mark.parametrize("batch", ["N", "7"])
 def test_the_size_of_batches_does_not_matter(monkeypatch: pytest.MonkeyPatch, batch: str) -> None:
     whole = collect_ranges(model(), ["a", "r"], feeds(), "mse")
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(batches, "BATCH_BYTES", 1000)
     assert collect_ranges(model(batch=batch), ["a", "r"], feeds(batch=batch), "mse") == whole
 
 
@@ -81,7 +81,7 @@ def test_large_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(tap, feed)
 
     monkeypatch.setattr(Tap, "read", spy)
-    monkeypatch.setattr(module, "_BATCH_BYTES", 10 * 2 * 4 * 4 * 4)
+    monkeypatch.setattr(batches, "BATCH_BYTES", 10 * 2 * 4 * 4 * 4)
     collect_histograms(model(), ["a"], feeds())
     assert max(rows) == 10
     assert sum(rows[1:]) == len(X)  # the first run only measures
