@@ -53,7 +53,8 @@ def quantize(tmp_path: Path) -> Quantizer:
     ) -> tuple[ir.Model, PassReport]:
         copy = model.clone()
         feeds = open_feeds(_samples(model, 32, 1), model)
-        ready = Context(target=load_target(target), workdir=tmp_path, data=feeds, **(context or {}))
+        given: dict[str, Any] = {"target": load_target(target), "workdir": tmp_path, "data": feeds}
+        ready = Context(**given | (context or {}))
         report = Int8(**_PLAIN | options).run(copy, ready)
         onnx.checker.check_model(ir.to_proto(copy), full_check=True)
         return copy, report
