@@ -25,10 +25,12 @@ from onnxcomp.runtime.activations import Tap
 
 __all__ = ["BINNED", "collect_extremes"]
 
-BINNED = 32
+BINNED = 16
 """Samples whose values are counted. They give a report its predicted errors; no range of minmax depends on them."""
 
 _AT_ONCE = 2
+# Results that wait to be counted; each holds the activations of a batch as long as they are wanted.
+_WAITING = 4
 
 
 class _Look(NamedTuple):
@@ -50,7 +52,7 @@ def collect_extremes(
     """Return histograms whose least and greatest values are those of all samples, and channel means of some tensors.
 
     The least and greatest values are those of :func:`onnxcomp.calibration.ranges.collect_histograms`, bit by bit; the
-    counts are of batches that begin among the first 32 samples. Two batches run at a time.
+    counts are of batches that begin among the first 16 samples. Two batches run at a time.
 
     Args:
         model: The model whose tensors are watched; not modified.
@@ -108,7 +110,7 @@ def _at_once(items: Iterable[Piece], work: Callable[[Piece], _Look]) -> Iterator
         waiting: deque[Future[_Look]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) == _AT_ONCE:
+            if len(waiting) == _WAITING:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
