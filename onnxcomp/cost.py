@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Cost", "model_cost", "node_macs", "stored_bytes"]
+__all__ = ["Cost", "constant_behind", "model_cost", "node_macs", "stored_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,20 @@ def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     if value is None or value.const_value is None:
         return None
     return tuple(int(d) for d in value.const_value.shape.numpy())
+
+
+def constant_behind(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant that a value is, or the largest of those that it is computed from, such as the codes of a weight.
+
+    None for what depends on an input of the model.
+    """
+    if value is None or not _is_constant(value):
+        return None
+    if value.const_value is not None:
+        return value.const_value
+    producer = value.producer()
+    behind = () if producer is None else (constant_behind(v) for v in producer.inputs)
+    return max((tensor for tensor in behind if tensor is not None), key=lambda tensor: tensor.size, default=None)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.contract import Context, Pass, SitePass, Skip
-from onnxcomp.cost import Cost, model_cost, node_macs
+from onnxcomp.cost import Cost, constant_behind, model_cost, node_macs
 from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold import fold
@@ -25,6 +26,8 @@ _LAYERS = (
     "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
     "LSTM", "GRU", "RNN",
 )  # fmt: skip
+# Where the operands are among scales and zero points; elsewhere every constant counts.
+_OPERANDS = {"QLinearConv": (0, 3, 8), "QLinearMatMul": (0, 3), "ConvInteger": (0, 1), "MatMulInteger": (0, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class Layer:
         op_type: Operator.
         input_shape: Shape of its data input as text, ``?`` for what is unknown.
         output_shape: Shape of its first output, likewise.
-        dtype: Type of its weights (int8 behind a DequantizeLinear is int8).
-        parameters: Elements of its constant inputs.
+        dtype: Type that its weights are stored in (int4 behind Cast and DequantizeLinear is int4).
+        parameters: Elements of its weights and biases.
         macs: Multiply-accumulates at batch 1; None where a shape is unknown.
         passes: Name of each pass on single sites to what it could do here, or why not.
     """
@@ -150,9 +153,12 @@ def _verdict(item: SitePass, site: Site | Skip, context: Context) -> str:
 
 def _layer(node: ir.Node, verdicts: Mapping[str, Mapping[str, str]]) -> Layer:
     name = origin_of(node)
-    constants = [tensor for value in node.inputs if (tensor := _constant(value)) is not None]
-    floats = [tensor for tensor in constants if tensor.dtype.is_floating_point()]
-    weights = max(constants, key=lambda tensor: tensor.size, default=None)
+    places = _OPERANDS.get(node.op_type, range(len(node.inputs)))
+    operands = [node.inputs[i] for i in places if i < len(node.inputs)]
+    constants = [(tensor, value) for value in operands if (tensor := constant_behind(value)) is not None]
+    weights = max((tensor for tensor, _ in constants), key=lambda tensor: tensor.size, default=None)
+    if weights is not None and weights.dtype.is_floating_point():
+        constants = [pair for pair in constants if pair[0].dtype.is_floating_point()]
     operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     return Layer(
         name,
@@ -160,20 +166,16 @@ def _layer(node: ir.Node, verdicts: Mapping[str, Mapping[str, str]]) -> Layer:
         _shape(node.inputs[0] if node.inputs else None),
         _shape(node.outputs[0] if node.outputs else None),
         "" if weights is None else weights.dtype.name.lower(),
-        sum(tensor.size for tensor in (floats or constants)),
+        sum(_elements(tensor, value) for tensor, value in constants),
         node_macs(node),
         verdicts.get(name, {}),
     )
 
 
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The constant behind a value, seen through DequantizeLinear."""
-    if value is None or value.const_value is not None:
-        return None if value is None else value.const_value
-    producer = value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
-        return producer.inputs[0].const_value
-    return None
+def _elements(tensor: ir.TensorProtocol, value: ir.Value | None) -> int:
+    """Elements of a constant operand; the constant itself may hold several in one number."""
+    shape = None if value is None else value.shape
+    return int(np.prod(shape.numpy())) if shape is not None and shape.is_static() else tensor.size
 
 
 def _operators(model: ir.Model) -> dict[str, int]:

@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcomp.cost import Cost, model_cost, node_macs
+from onnxcomp.cost import Cost, constant_behind, model_cost, node_macs
 
 Parsed = Callable[..., ir.Model]
 
@@ -40,6 +41,19 @@ def test_a_weight_is_seen_through_dequantization(parsed: Parsed) -> None:
     text = """g (float[N,8,4,4] x) => (float[N,6,2,2] y) { v = DequantizeLinear(w, s) y = Conv(x, v) }"""
     model = parsed(text, w=_ones(6, 8, 3, 3, dtype=np.int8), s=np.array(0.1, np.float32))
     assert model_cost(model) == Cost(432 + 1, 432 * 4, 432 + 4)
+
+
+def test_the_codes_behind_a_weight_are_found(parsed: Parsed) -> None:
+    text = """g (float[N,8,4,4] x) => (float[N,6,2,2] y) {
+        c = Cast<to=3>(w) t = Mul(c, signs) v = DequantizeLinear<axis=0>(t, s) y = Conv(x, v) }"""
+    codes = np.zeros((6, 8, 3, 3), ml_dtypes.int4)
+    signs, scales = _ones(6, 1, 1, 1, dtype=np.int8), _ones(6)
+    model = parsed(text, opset=21, w=codes, signs=signs, s=scales)
+    conv = model.graph[-1]
+    found = constant_behind(conv.inputs[1])
+    assert found is not None and (found.dtype, found.size) == (ir.DataType.INT4, 432)
+    assert constant_behind(conv.inputs[0]) is None and constant_behind(None) is None
+    assert model_cost(model) == Cost(432 + 6 + 6, 432 * 4, 216 + 6 + 24)
 
 
 def test_integers_are_no_parameters_but_take_bytes(parsed: Parsed) -> None:

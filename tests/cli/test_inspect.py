@@ -34,6 +34,23 @@ def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> N
     assert "1x1 32>" in layers["conv2"]["passes"]["tucker2"]
 
 
+@pytest.mark.parametrize(("bits", "stored"), [(8, "int8"), (4, "int4"), (3, "int4"), (2, "int2")])
+def test_inspect_looks_through_what_decodes_weights(
+    bits: int, stored: str, run: Any, cnn: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "q.onnx"
+    got = run(
+        "optimize", cnn, "-p", f"int8(weight_bits={bits})", "--shapes", "x:1x3x16x16", "--objective", "size", "-o", out
+    )
+    assert got.code == 0, got.err
+    document = json.loads(run("inspect", out, "--json").out)
+    layers = {layer["name"]: layer for layer in document["layers"]}
+    assert [layers[name]["dtype"] for name in ("conv1", "conv2")] == [stored] * 2
+    assert layers["conv1"]["parameters"] == 32 * 27 + 32
+    assert layers["conv2"]["parameters"] - 32 * 32 * 9 in (0, 32)  # a bias takes up the means
+    assert layers["conv2"]["macs"] == 256 * 32 * 32 * 9
+
+
 def test_inspect_refuses_what_optimize_refuses(run: Any, tmp_path: Path) -> None:
     model = Path(__file__).parents[2] / "models" / "digits_vgg.onnx"
     document = json.loads(run("inspect", model, "--json").out)
