@@ -56,5 +56,7 @@ def channel_grid(low: float, high: float, step: float | None) -> tuple[float, in
         return step, int(np.clip(round(-low / step) + spare // 2, 0, _LEVELS))
     low, high = min(low, 0.0), max(high, 0.0)
     # 255 levels of a lattice over 254 steps: every distance to the nearest code occurs, not that of half a step alone.
-    scale = (high - low) / (_LEVELS - halfway) if high - low > _NOTHING else 1.0 / _LEVELS
+    # Over 254 levels these would be the lattice's own steps.
+    coarser = halfway and step is not None and round((high - low) / step) != _LEVELS - 1
+    scale = (high - low) / (_LEVELS - coarser) if high - low > _NOTHING else 1.0 / _LEVELS
     return scale, int(np.clip(round(-low / scale), 0, _LEVELS))

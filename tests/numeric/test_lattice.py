@@ -33,7 +33,7 @@ def test_pixels_are_exact_on_the_grid_of_their_step(seed: int, mean: float, devi
     assert np.ptp((codes - zero) * scale - values) < 1e-9 * scale + 1e-12
 
 
-@pytest.mark.parametrize("pixels", [np.arange(256), np.arange(10, 240)])
+@pytest.mark.parametrize("pixels", [np.arange(256), np.arange(10, 240), np.arange(255), np.arange(1, 256)])
 def test_values_halfway_between_codes_do_not_fall_together(pixels: NDArray[np.int64]) -> None:
     """With the step of the pixels, all would be off by half a step, up or down: as bad as 7 bits."""
     values = (pixels / 255 - 0.5) / 0.5
