@@ -18,25 +18,21 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
+from common import Array, outputs, session, speedups, sqnr, top1
 from peers import DEFAULT, KINDS, tool_of
 from real import images, model_file
 from scenes import SCENES, scenes
 
 from onnxcomp.errors import ModelError
 from onnxcomp.runtime.session import open_session
-from onnxcomp.runtime.timing import interleaved, median_interval
 
-Array = NDArray[Any]
 CIFAR = ("resnet20_cifar10", "resnet32_cifar10", "vgg16_cifar10", "resnet8_cifar10", "vit_pgd_2_3_16_cifar10")
 IMAGENET = ("squeezenet1_1_imagenet", "mobilenet_v2_100_224_imagenet", "mobilenet_v1_050_160_imagenet")
 COUNTS = {**dict.fromkeys(CIFAR, 512), **dict.fromkeys(IMAGENET, 256), **{m: s[-1] for m, s in SCENES.items()}}
 HELD_OUT = 64  # images of a model without labels
-_TWO_SIDED_95 = 1.96
 _PER_CHANNEL = 13
 # Histogram calibrators of ORT hold every activation of every image, and a copy.
 _HOARDERS = ("ort-percentile", "ort-entropy")
@@ -82,16 +78,6 @@ def feeds(model: str, split: str, folder: Path, count: int) -> tuple[Path, str, 
     return path, name, pictures, labels
 
 
-def session(path: Path, optimized_to: Path | None = None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    if optimized_to is not None:
-        options.optimized_model_filepath = str(optimized_to)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def fused(path: Path) -> str:
     """Convs and products with an integer kernel, of all."""
     import onnx
@@ -102,44 +88,6 @@ def fused(path: Path) -> str:
         nodes = [node.op_type for node in onnx.load(dump).graph.node]
     integer = sum(op in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat") for op in nodes)
     return f"{integer}/{integer + sum(op in ('Conv', 'FusedConv', 'Gemm', 'MatMul', 'FusedMatMul') for op in nodes)}"
-
-
-def speedups(sessions: list[ort.InferenceSession], name: str, image: Array, budget: float) -> list[str]:
-    """The original's time over each file's: the median over interleaved rounds, with its 95 % interval."""
-
-    def call(current: ort.InferenceSession) -> Any:
-        return lambda: current.run(None, {name: image})
-
-    times = interleaved([call(s) for s in sessions], 200, budget, lambda done: False)
-    ratios = [times[0] / row for row in times]
-    return [f"{np.median(r):.2f} ({low:.2f} to {high:.2f})" for r in ratios for low, high in [median_interval(r)]]
-
-
-def outputs(current: ort.InferenceSession, name: str, pictures: Array) -> list[Array]:
-    first = current.get_inputs()[0].shape[0]
-    step = first if isinstance(first, int) else (250 if pictures.shape[-1] < 64 else 16)
-    parts = [current.run(None, {name: pictures[i : i + step]}) for i in range(0, len(pictures), step)]
-    return [np.concatenate([np.atleast_1d(part[k]) for part in parts]) for k in range(len(parts[0]))]
-
-
-def sqnr(base: list[Array], own: list[Array]) -> float:
-    """dB of the worst output."""
-    found = []
-    for wanted, value in zip(base, own, strict=True):
-        noise = float(np.square(value.astype(np.float64) - wanted).sum())
-        found.append(10 * np.log10(float(np.square(wanted, dtype=np.float64).sum()) / noise) if noise else np.inf)
-    return min(found)
-
-
-def top1(base: list[Array], own: list[Array], labels: Array | None) -> tuple[str, str]:
-    """Accuracy, and the drop in points with its paired 95 % interval (normal approximation)."""
-    if labels is None:
-        return "", ""
-    right, base_right = ((o[0].reshape(len(labels), -1).argmax(1) == labels).astype(float) for o in (own, base))
-    lost = base_right - right
-    half = _TWO_SIDED_95 * lost.std() / np.sqrt(len(lost))
-    drop = f"{100 * lost.mean():.2f} ({100 * (lost.mean() - half):.2f} to {100 * (lost.mean() + half):.2f})"
-    return f"{100 * right.mean():.2f}", drop
 
 
 def activations_mb(path: Path, name: str, image: Array) -> float:
