@@ -12,10 +12,11 @@ from onnxcomp.contract import Change, Sensitivity, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.sites import static_shape
 from onnxcomp.numeric.ranges import Range
-from onnxcomp.quantize.emit import RulesOf
+from onnxcomp.quantize.emit import RulesOf, WeightRules
 from onnxcomp.quantize.parameters import Parameters
 from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.weighted import Weighted
+from onnxcomp.targets.target import Scheme
 
 __all__ = ["changes", "measured"]
 
@@ -27,22 +28,24 @@ def changes(
     rules_of: RulesOf,
     errors: Mapping[ir.Node, float],
     milder: Callable[[ir.Node], Mapping[str, Value]] = lambda node: {},
+    *,
+    packed: bool = True,
 ) -> Iterator[Change]:
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
     Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
     chose it, scale and zero point, all to 6 digits (the model holds them exactly). Of an input with a grid for each
     channel they give the range and the largest scale of all. `errors` are the predicted ones, `milder` the options of a
-    node with which it would lose less.
+    node with which it would lose less; `packed` says whether weights of fewer than 8 bits are stored as such.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)
         channels = w.weight.const_value.shape[w.axis] if w.weight.const_value is not None else 0
         assert isinstance(channels, int)
         size = w.weight.const_value.size if w.weight.const_value is not None else 0
-        after = Cost(before.parameters, before.macs, size + 4 * channels + 2 * 4 * (before.parameters - size))
-        facts = _facts(plan, w.node, ranges, parameters)
         rules = rules_of(w.node)
+        after = _integer_cost(before, size, channels, rules, plan.scheme, packed=packed)
+        facts = _facts(plan, w.node, ranges, parameters)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
         summary = f"{w.node.op_type}, {plan.scheme.activation} x int8, {channels} weight scales"
         yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts, milder=milder(w.node))
@@ -93,6 +96,15 @@ def _tensor_facts(
 def _short(fact: Value) -> Value:
     """A number to 6 significant digits: that much of a statistic means something."""
     return float(f"{fact:.6g}") if isinstance(fact, float) else fact
+
+
+def _integer_cost(before: Cost, size: int, channels: int, rules: WeightRules, scheme: Scheme, *, packed: bool) -> Cost:
+    """What a weighted node costs whose weight of `size` elements became integers with `channels` scales."""
+    codes = -(-size * (2 if rules.bits == 2 else 4) // 8) if packed and rules.narrow else size
+    # An int32 bias has scales of its own.
+    float_bias = scheme.bias == "float32" or (rules.narrow and scheme.folds_bias)
+    biases = (4 if float_bias else 8) * (before.parameters - size)
+    return Cost(before.parameters, before.macs, codes + 4 * channels + biases)
 
 
 def _weighted_cost(w: Weighted) -> Cost:

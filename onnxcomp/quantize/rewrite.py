@@ -89,7 +89,8 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         lambda node: means if layers.rules(node).corrected else {},
     )
     original = model.clone() if layers.measured else None
-    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder))
+    packed = ready.wide is None
+    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder, packed=packed))
     told = _notes(plan, observed, layers, means, undecided=len(tried) > 1)
     notes = (*observed.notes, *ready.notes, *given.notes, *told)
     pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
@@ -104,7 +105,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     merge(model, ready.spreads)
     if plan.scheme.activation == "int8":
         flip(model, "int8")  # weights were rounded on what this machine computes with uint8: the same numbers
-    if ready.wide is None:
+    if packed:
         narrow_weights(model, bits)
     carry(model, _carried(plan, observed, ranges, layers), context.target.name)
     return PassReport(changed, skips, notes, sensitivity)

@@ -85,6 +85,23 @@ def test_codes_are_packed_and_the_runtime_sees_int8(
     np.testing.assert_array_equal(outputs(quantized, optimize="off"), outputs(wide, optimize="off"))
 
 
+@pytest.mark.parametrize("target", ["ort-x86", "ort-arm", "tensorrt"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_reported_bytes_are_those_of_the_file(bits: int, target: str, build: Builder, quantize: Quantizer) -> None:
+    quantized, report = quantize(
+        build(CHAIN, SHAPES), weight_bits=bits, target=target, reduce_range="off", bias_correction="off"
+    )
+    of = {"first": ("u", "a", "b"), "second": ("v",)}
+    sites = tuple(name for change in report.changes for name in of[change.site])
+    held = sum(
+        value.const_value.nbytes
+        for name, value in quantized.graph.initializers.items()
+        if value.const_value is not None and name.startswith(sites) and not name.endswith(".zero_point")
+    )
+    told = sum(change.after.bytes for change in report.changes)
+    assert held == told
+
+
 @pytest.mark.parametrize("target", ["ort-x86", "ort-arm", "ort-mobile"])
 @pytest.mark.parametrize("bits", [4, 2])
 def test_nothing_is_illegal(bits: int, target: str, build: Builder, quantize: Quantizer) -> None:
@@ -160,7 +177,10 @@ def test_the_opset_is_raised_to_what_has_the_type(
 def test_a_model_that_cannot_be_raised_keeps_eight_bits_and_says_so(
     build: Builder, quantize: Quantizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxcomp.quantize.storage.raise_opset", lambda model, opset: "an operator has no newer form")
+    def refuse(model: ir.Model, opset: int) -> str:
+        return "an operator has no newer form"
+
+    monkeypatch.setattr("onnxcomp.quantize.storage.raise_opset", refuse)
     quantized, report = quantize(build(CHAIN, SHAPES), weight_bits=4)
     assert quantized.opset_imports[""] == 17
     assert not stored(quantized, ir.DataType.INT4)
