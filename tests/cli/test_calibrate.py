@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-PLAIN = "int8(calibration=mse,rounding=nearest,inputs=tensor)"
+PLAIN = "int8(calibration=mse,rounding=nearest,inputs=tensor,equalize=off)"
 
 
 @pytest.fixture
