@@ -82,8 +82,8 @@ def _on_a_grid(node: ir.Node) -> str | None:
 
 
 def spread_ranges(spreads: Sequence[Spread]) -> dict[str, Range]:
-    """The ranges of spread inputs: 256 levels at step 1."""
-    return {s.tensor: Range(s.low, s.low + 255, "channel", {**s.facts, "exact": s.exact}) for s in spreads}
+    """The ranges of spread inputs: 256 levels of their steps."""
+    return {s.tensor: Range(s.low, s.low + 255 * s.step, "channel", {**s.facts, "exact": s.exact}) for s in spreads}
 
 
 def twins_of(model: ir.Model, plan: Plan, layers: Layers, given: Given) -> Pair | None:

@@ -43,9 +43,10 @@ class Spread:
     Attributes:
         source: Name of the graph input.
         tensor: Name of t.
-        low: The value of t that becomes the first level of its grid of step 1.
+        low: The value of t that becomes the first level of its grid.
         exact: Whether all calibration values lie on the grid, but for a constant of each channel.
         facts: What a report says of it: of all channels together the range, their number and the largest scale.
+        step: Of that grid: 1 where the input was spread; else t is the input itself, as all channels have one grid.
     """
 
     source: str
@@ -53,6 +54,12 @@ class Spread:
     low: float
     exact: bool
     facts: Mapping[str, float | str] = field(default_factory=dict[str, "float | str"])
+    step: float = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether one grid does for all channels, so that the model was left as it is."""
+        return self.tensor == self.source
 
 
 def spread_inputs(
@@ -77,7 +84,11 @@ def spread_inputs(
     taken = names_of(model.graph)
     for name, site in sites.items():
         scales, zeros, exact = seen[name].grids()
-        if np.isfinite(scales).all():
+        if not np.isfinite(scales).all():
+            continue
+        if (scales == scales[0]).all() and (zeros == zeros[0]).all():
+            spreads.append(Spread(name, name, -float(zeros[0] * scales[0]), exact, step=float(scales[0])))
+        else:
             spreads.append(_rewrite(model.graph, site, scales, zeros, exact, taken))
     return tuple(spreads)
 
@@ -201,7 +212,7 @@ def merge(model: ir.Model, spreads: tuple[Spread, ...]) -> None:
     """Turn Mul, Add and QuantizeLinear of each spread input into one QuantizeLinear with scales a channel, in place."""
     graph = model.graph
     taken = names_of(graph)
-    for spread in spreads:
+    for spread in (s for s in spreads if not s.plain):
         add = next(n for n in graph if n.op_type == "Add" and n.outputs[0].name == spread.tensor)
         pair = next(user for user, _ in add.outputs[0].uses())
         times = add.inputs[0].producer() if add.inputs[0] is not None else None
