@@ -34,7 +34,7 @@ def test_every_tensor_of_a_change_has_its_range_scale_and_method(build: Builder,
 
 
 def test_the_facts_of_an_input_with_a_grid_for_each_channel_name_the_input(build: Builder, quantize: Quantizer) -> None:
-    quantized, report = quantize(build(TWO, SHAPES), inputs="auto")
+    quantized, report = quantize(build(TWO, SHAPES), inputs="auto", rounding="gram")
     facts = report.changes[0].facts
     assert (facts["input.tensor"], facts["input.method"], facts["input.channels"]) == ("x", "channel", 8)
     pair = next(node for node in quantized.graph if node.op_type == "QuantizeLinear")

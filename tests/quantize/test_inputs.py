@@ -93,7 +93,7 @@ def test_pads_become_a_node_only_where_there_are_any(build: Builder) -> None:
 def test_pixels_are_quantized_exactly(build: Builder, quantize: Quantizer) -> None:
     """Read back, they are off by one constant for each channel, as the normalised 0 has to be a code."""
     model = one(build, "strides=[1,1]", (8, 4, 3, 3))
-    quantized, report = quantize(model, inputs="auto", context=pixels_of(model))
+    quantized, report = quantize(model, inputs="auto", rounding="gram", context=pixels_of(model))
     scale, zero = (array.astype(np.float64).reshape(1, 4, 1, 1) for array in parameters(quantized))
     x = image(seed=5).astype(np.float64)
     errors = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale - x
@@ -131,7 +131,7 @@ def test_one_channel_two_readers_and_another_reader_stay(build: Builder, quantiz
     for graph, shapes in cases.items():
         model = build(graph, shapes)
         assert spread(model, image()[:, : 1 if "[N,1" in graph else 4]) == ()
-        quantized, _ = quantize(model, inputs="auto")
+        quantized, _ = quantize(model, inputs="auto", rounding="gram")
         assert parameters(quantized)[0].shape == ()
 
 
@@ -145,7 +145,9 @@ def test_an_input_whose_layer_stays_float_is_untouched(build: Builder, quantize:
         "g (float[N,4,8,8] x) => (float[N,8,8,8] y) { [first] a = Conv(x, v) b = Relu(a) [second] y = Conv(b, w) }",
         {"v": (8, 4, 1, 1), "w": (8, 8, 1, 1)},
     )
-    quantized, report = quantize(model, inputs="auto", context={**pixels_of(model), "exclude": ("first",)})
+    quantized, report = quantize(
+        model, inputs="auto", rounding="gram", context={**pixels_of(model), "exclude": ("first",)}
+    )
     assert [change.site for change in report.changes] == ["second"]
     first = next(node for node in quantized.graph if node.name == "first")
     assert first.inputs[0] is quantized.graph.inputs[0]
@@ -156,7 +158,7 @@ def test_continuous_values_get_a_range_for_each_channel(build: Builder, quantize
     model = one(build, "pads=[1,1,1,1]", (8, 4, 3, 3))
     x = np.random.default_rng(0).standard_normal((16, 4, 8, 8)).astype(np.float32)
     x *= np.array([1, 10, 100, 1000], np.float32).reshape(1, 4, 1, 1)
-    quantized, report = quantize(model, inputs="auto", context={"data": open_feeds({"x": x}, model)})
+    quantized, report = quantize(model, inputs="auto", rounding="gram", context={"data": open_feeds({"x": x}, model)})
     scale, zero = parameters(quantized)
     np.testing.assert_allclose(scale, np.ptp(x, axis=(0, 2, 3)) / 255, rtol=1e-5)
     assert zero.dtype == np.uint8
@@ -173,7 +175,9 @@ def test_every_convolution_fuses_and_nothing_is_illegal(
         f" {{ [first] a = Conv<{attributes}>(x, u, b) r = Relu(a) [second] y = Conv(r, w) }}",
         {"u": shape, "w": (8, 8, 1, 1), "b": (8,)},
     )
-    quantized, _ = quantize(model, target=target, inputs="auto", context={"data": open_feeds({"x": image()}, model)})
+    quantized, _ = quantize(
+        model, target=target, inputs="auto", rounding="gram", context={"data": open_feeds({"x": image()}, model)}
+    )
     fates = {fate.node: fate.kernel for fate in fusion_proof(quantized, int8_kernels=target != "ort-x86")}
     assert fates["first"] == fates["second"] == "QLinearConv"
     assert [finding for finding in check_model(quantized, target) if finding.severity == "error"] == []
@@ -181,7 +185,10 @@ def test_every_convolution_fuses_and_nothing_is_illegal(
 
 def test_int8_activations_are_the_same_numbers_with_other_zero_points(build: Builder, quantize: Quantizer) -> None:
     model = one(build, "pads=[1,1,1,1]", (8, 4, 3, 3))
-    x86, arm = (quantize(model, target=t, inputs="auto", context=pixels_of(model))[0] for t in ("ort-x86", "ort-arm"))
+    x86, arm = (
+        quantize(model, target=t, inputs="auto", rounding="gram", context=pixels_of(model))[0]
+        for t in ("ort-x86", "ort-arm")
+    )
     (scale, zero), (other_scale, other_zero) = parameters(x86), parameters(arm)
     assert scale.shape == zero.shape == (4,) and (zero.dtype, other_zero.dtype) == (np.uint8, np.int8)
     np.testing.assert_array_equal(scale, other_scale)
@@ -191,12 +198,19 @@ def test_int8_activations_are_the_same_numbers_with_other_zero_points(build: Bui
 
 def test_tensorrt_has_one_scale(build: Builder, quantize: Quantizer) -> None:
     model = one(build, "pads=[1,1,1,1]", (8, 4, 3, 3))
-    quantized, _ = quantize(model, target="tensorrt", inputs="auto", context=pixels_of(model))
+    quantized, _ = quantize(model, target="tensorrt", inputs="auto", rounding="gram", context=pixels_of(model))
     assert parameters(quantized)[0].shape == ()
+
+
+def test_without_fitted_biases_there_is_one_scale(build: Builder, quantize: Quantizer) -> None:
+    """The constants by which pixels miss their grids would stay, and add up over a patch."""
+    model = one(build, "pads=[1,1,1,1]", (8, 4, 3, 3))
+    auto, tensor = (quantize(model, inputs=i, context=pixels_of(model))[0] for i in ("auto", "tensor"))
+    np.testing.assert_array_equal(outputs(auto, image(seed=9)), outputs(tensor, image(seed=9)))
 
 
 def test_made_up_data_say_nothing_of_channels(build: Builder, quantize: Quantizer) -> None:
     model = one(build, "pads=[1,1,1,1]", (8, 4, 3, 3))
     made_up = {"data": None, "stand_in": synthetic_feeds(model, 0, 8)}
-    quantized, _ = quantize(model, inputs="auto", context=made_up)
+    quantized, _ = quantize(model, inputs="auto", rounding="gram", context=made_up)
     assert parameters(quantized)[0].shape == ()
