@@ -25,7 +25,8 @@ class Fp16(Pass):
     samples. That is for GPUs, TensorRT and CoreML: CPUs mostly lack such kernels, and the runtime casts to and fro.
 
     Refused, with the reason: weights over 65504, NaN or Inf; initializers that a caller may override; with
-    ``scope=model``, models with functions and quantized ones.
+    ``scope=model``, models with functions, and quantized ones but for tensorrt, where a pair becomes half with its
+    layer.
 
     Attributes:
         scope: What becomes half: weights, or the model.

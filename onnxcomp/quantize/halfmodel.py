@@ -18,6 +18,7 @@ from onnxcomp.contract import Change, Context, PassReport, Skip
 from onnxcomp.cost import Cost, node_macs
 from onnxcomp.graph.edit import ORIGIN, PASS, add_initializer, names_of, origin_of, unique_name
 from onnxcomp.quantize.half import LARGEST, QUANTIZED, halved_tensor, unfit
+from onnxcomp.quantize.halfpairs import admit_half_scales, coarse_scale, half_scales, is_scale, torn
 from onnxcomp.runtime.activations import stream
 
 __all__ = ["halve_model"]
@@ -37,24 +38,44 @@ class _Ports:
 
 
 def halve_model(model: ir.Model, context: Context) -> PassReport:
-    """Compute in float16 wherever operators can, in place. Refused as a whole: functions, quantized models."""
-    if model.functions or any(n.op_type in QUANTIZED for n in model.graph.all_nodes()):
-        why = "the model has functions" if model.functions else "already quantized"
+    """Compute in float16 wherever operators can, in place.
+
+    Refused as a whole: functions, and quantized models but for pairs where the target takes precision from the graph.
+    """
+    why = _refused(model, context)
+    if why is not None:
         return PassReport(skips=tuple(Skip(origin_of(n), why) for n in model.graph if n.inputs))
     peaks = _peaks(model, context)
     ports: dict[ir.Node, _Ports] = {}
     skips: list[Skip] = []
     for node in model.graph:
         found = _ports(node, model.opset_imports.get(node.domain, 0))
-        reason = found if isinstance(found, str) else _unfit_node(node, found, peaks, context)
+        reason = found if isinstance(found, str) else coarse_scale(node) or _unfit_node(node, found, peaks, context)
         if reason:
             skips.append(Skip(origin_of(node), reason))
         elif not isinstance(found, str) and (found.inputs or found.outputs):
             ports[node] = found
+    for node, reason in torn(model, ports):
+        del ports[node]
+        skips.append(Skip(origin_of(node), reason))
     changes = tuple(_change(node, p) for node, p in ports.items() if _constants(node, p))
     if ports:
         _Writer(model.graph, ports).write()
     return PassReport(changes, tuple(skips))
+
+
+def _refused(model: ir.Model, context: Context) -> str | None:
+    """Why no operator becomes half."""
+    if model.functions:
+        return "the model has functions"
+    found = {n.op_type for n in model.graph.all_nodes()} & QUANTIZED
+    if not found:
+        return None
+    # A runtime that fuses whole groups knows their pairs in float alone.
+    scheme = context.target.scheme
+    if found - {"QuantizeLinear", "DequantizeLinear"} or scheme is None or scheme.pairs != "inputs":
+        return "already quantized"
+    return admit_half_scales(model)
 
 
 def _peaks(model: ir.Model, context: Context) -> Mapping[str, float]:
@@ -171,7 +192,8 @@ class _Writer:
             return
         array = value.const_value.numpy()
         name = unique_name(self._graph, f"{value.name}.half", self._names)
-        small = add_initializer(self._graph, name, halved_tensor(array))
+        halves = half_scales(array) if is_scale(value) else halved_tensor(array)
+        small = add_initializer(self._graph, name, halves)
         for use in uses:
             use.node.replace_input_with(use.idx, small)
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
