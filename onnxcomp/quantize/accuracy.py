@@ -66,7 +66,11 @@ def _equalized(model: ir.Model, feeds: Feeds | None, context: Context, layers: L
     rule = "smooth" if whole.smooth else rule
     if rule == "off" or layers.overridden or (feeds is None and rule != "weights"):
         return ()
-    threads, refuse = context.threads, lambda node: layers.refusal(node) or _on_a_grid(node)
+    threads = context.threads
+
+    def refuse(node: ir.Node) -> str | None:
+        return layers.refusal(node) or _on_a_grid(node)
+
     lines: tuple[str, ...] = ()
     if whole.absorb and feeds is not None:
         lines = absorb(model, feeds, refuse=refuse, threads=threads).lines
