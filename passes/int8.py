@@ -88,10 +88,11 @@ class Int8(Pass):
         """Raise InputError where the target has no int8 scheme, or an option is given that would count for nothing."""
         if context.target.scheme is None:
             raise InputError(context.target.no_int8)
+        bits = [self.weight_bits]
         by_percentile = self.calibration == "percentile"
         for override in context.overrides:
             options = override.options or {}
-            self._layer(options)
+            bits.append(self._layer(options).weight_bits)
             layer_by_percentile = options.get("calibration", self.calibration) == "percentile"
             by_percentile = by_percentile or layer_by_percentile
             if "percentile" in options and not layer_by_percentile:
@@ -99,6 +100,9 @@ class Int8(Pass):
             whole = [name for name in options if name in _WHOLE_MODEL]
             if whole:
                 raise OptionError(f"int8.{whole[0]} holds for the whole model, not for the layer {override.match!r}")
+        if min(bits) <= 4 and not context.target.scheme.narrow_weights:
+            title = context.target.title
+            raise InputError(f"int8(weight_bits={min(bits)}): {title} has no Cast of packed weights; use weight_bits=8")
         if self.smooth and self.equalize != "auto":
             raise OptionError("int8.smooth takes the place of int8.equalize; give one of them")
         if self.percentile != _PERCENTILE and not by_percentile:

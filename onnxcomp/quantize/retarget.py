@@ -172,13 +172,17 @@ def _placed_anew(model: ir.Model, source: Target, aim: Target, statistics: Stati
     parameters = {
         root: parameters_for(scheme, *_ends(ranges[root], scheme), plan.tensors[root].limits) for root in plan.roots
     }
-    known, rules = _known(stripped, plan)
+    known, rules = _known(stripped, plan, packed=source.scheme.narrow_weights)
     emit(found, plan, parameters, lambda node: rules[node], known=known, pass_name="retarget")
-    narrow_weights(found, [(node, rule.bits) for node, rule in rules.items()])
+    if scheme.narrow_weights:
+        narrow_weights(found, [(node, rule.bits) for node, rule in rules.items()])
     if scheme.channel_inputs:
         merge(found, tuple(s for s in stripped.spreads if s.tensor in plan.tensors))
     carry(found, ranges if statistics is not None else carried(model) or ranges, aim.name)
     notes = [f"{len(left_float)} layers are float, as they were in the model given"] if left_float else []
+    wider = sum(rule.bits <= 4 for rule in rules.values())
+    if wider and not scheme.narrow_weights:
+        notes.append(f"{wider} weights of few bits lie in 8: {aim.name} has no Cast of packed weights")
     fresh = sum(rule.scales == _FRESH.scales for rule in rules.values())
     if fresh:
         notes.append(f"{fresh} weights were rounded afresh: they were float or had zero points")
@@ -192,8 +196,13 @@ def _left_float(stripped: Stripped, scheme: Scheme) -> set[str]:
     return {w.site for w in plan.weighted if w.weight.name not in stripped.codes}
 
 
-def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, dict[ir.Node, WeightRules]]:
-    """The codes of the plan's weights, and the rules under which `emit` finds them; without codes, how to round."""
+def _known(stripped: Stripped, plan: Plan, *, packed: bool) -> tuple[WeightCache, dict[ir.Node, WeightRules]]:
+    """The codes of the plan's weights, and the rules under which `emit` finds them; without codes, how to round.
+
+    What comes from a target without packed weights (not `packed`) has as many bits as its codes need, if the opset has
+    the type.
+    """
+    narrowable = not packed and (stripped.model.opset_imports.get("") or 0) >= 21
     known: WeightCache = {}
     rules: dict[ir.Node, WeightRules] = {}
     for w in plan.weighted:
@@ -202,8 +211,10 @@ def _known(stripped: Stripped, plan: Plan) -> tuple[WeightCache, dict[ir.Node, W
         if codes is None or weight is None:
             rules[w.node] = _FRESH
         else:
-            rules[w.node] = WeightRules(codes.bits, "minmax", False)
-            known[(w.weight.name, w.axis, codes.bits, "minmax")] = weight
+            few = narrowable and codes.values.min(initial=0) >= -8 and codes.values.max(initial=0) <= 7
+            bits = min(codes.bits, 4) if few else codes.bits
+            rules[w.node] = WeightRules(bits, "minmax", False)
+            known[(w.weight.name, w.axis, bits, "minmax")] = weight
     return known, rules
 
 

@@ -51,6 +51,7 @@ class Scheme:
         folds_bias: Whether the runtime makes int32 of a float bias at load, so that small files may have those.
         conv_ranks: Numbers of spatial axes for which convolutions and pools have an integer kernel.
         channel_inputs: Whether a graph input may be quantized with a scale for each channel.
+        narrow_weights: Whether the runtime makes int8 of weights of 4 bits and fewer at load.
         minimum_opset: The oldest opset in which the form is legal (per-channel scales need 13).
     """
 
@@ -67,6 +68,7 @@ class Scheme:
     folds_bias: bool = False
     conv_ranks: frozenset[int] = frozenset({1, 2, 3})
     channel_inputs: bool = False
+    narrow_weights: bool = True
     minimum_opset: int = 13
 
     @property

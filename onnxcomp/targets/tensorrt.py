@@ -27,5 +27,6 @@ TARGET = Target(
         ),
         absorbed=frozenset({"Relu", "Clip", "LeakyRelu"}),
         bias="float32",
+        narrow_weights=False,
     ),
 )

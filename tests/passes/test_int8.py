@@ -62,6 +62,15 @@ def test_coreml_is_refused(model: ir.Model, tmp_path: Path) -> None:
     assert refusal.value.exit_code == 2
 
 
+def test_tensorrt_takes_no_weights_of_few_bits(model: ir.Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"int8\(weight_bits=4\): NVIDIA TensorRT has no Cast of packed weights"):
+        Int8(weight_bits=4).requires(model, context(tmp_path, "tensorrt"))
+    own = (Override("conv*", {"weight_bits": 2}),)
+    with pytest.raises(InputError, match="weight_bits=2"):
+        Int8().requires(model, context(tmp_path, "tensorrt", overrides=own))
+    Int8(weight_bits=7).requires(model, context(tmp_path, "tensorrt"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
