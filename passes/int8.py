@@ -56,8 +56,8 @@ class Int8(Pass):
             (``weights``); ``auto``: activations where there are real data.
         smooth: SmoothQuant's factors in their place, with this alpha; 0: not.
         absorb: Move the part of a channel that a Relu always lets pass into the next bias.
-        inputs: ``auto``: an image that one convolution reads is quantized with a scale for each channel, which is exact
-            for 8-bit pixels; ``tensor``: one scale for all channels.
+        inputs: ``auto``: an image that one convolution reads is quantized with a scale for each channel where biases
+            are fitted (``rounding``), exact for 8-bit pixels but for a constant; ``tensor``: one scale for all.
         sensitivity: Measure what each layer alone does to the outputs, and report it; ``auto``: where a budget is set.
 
     Sources: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
