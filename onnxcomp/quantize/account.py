@@ -47,7 +47,7 @@ def changes(
         after = _integer_cost(before, size, channels, rules, plan.scheme, packed=packed)
         facts = _facts(plan, w.node, ranges, parameters)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
-        summary = f"{w.node.op_type}, {plan.scheme.activation} x int8, {channels} weight scales"
+        summary = f"{w.node.op_type}, {plan.scheme.activation} x int{rules.bits}, {channels} weight scales"
         yield Change(w.site, summary, before, after, error=errors[w.node], facts=facts, milder=milder(w.node))
     for other in plan.others:
         nothing = Cost(0, 0, 0)

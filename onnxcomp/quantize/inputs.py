@@ -32,6 +32,8 @@ __all__ = ["Spread", "merge", "spread_inputs"]
 
 Float = NDArray[np.float64]
 
+# Ratio of the channels' scales up to which only exact grids are worth their place.
+_ALIKE = 1.25
 # Values of a channel that are looked at for a lattice.
 _PROBE = 1 << 16
 
@@ -84,8 +86,9 @@ def spread_inputs(
     taken = names_of(model.graph)
     for name, site in sites.items():
         scales, zeros, exact = seen[name].grids()
-        if not np.isfinite(scales).all():
-            continue
+        alike = scales.max() < _ALIKE * scales.min()
+        if not np.isfinite(scales).all() or (alike and not exact):
+            continue  # one grid for all does as well then, and its range may follow a better rule
         if (scales == scales[0]).all() and (zeros == zeros[0]).all():
             spreads.append(Spread(name, name, -float(zeros[0] * scales[0]), exact, step=float(scales[0])))
         else:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcomp.contract import Override, PassReport
+from onnxcomp.data import open_feeds
 
 Builder = Callable[..., ir.Model]
 Quantizer = Callable[..., tuple[ir.Model, PassReport]]
@@ -34,7 +35,11 @@ def test_every_tensor_of_a_change_has_its_range_scale_and_method(build: Builder,
 
 
 def test_the_facts_of_an_input_with_a_grid_for_each_channel_name_the_input(build: Builder, quantize: Quantizer) -> None:
-    quantized, report = quantize(build(TWO, SHAPES), inputs="auto", rounding="gram")
+    model = build(TWO, SHAPES)
+    channels = np.linspace(1, 4, 8).reshape(1, 8, 1, 1)
+    x = (np.random.default_rng(0).standard_normal((16, 8, 8, 8)) * channels).astype(np.float32)
+    data = {"data": open_feeds({"x": x}, model)}
+    quantized, report = quantize(model, inputs="auto", rounding="gram", context=data)
     facts = report.changes[0].facts
     assert (facts["input.tensor"], facts["input.method"], facts["input.channels"]) == ("x", "channel", 8)
     pair = next(node for node in quantized.graph if node.op_type == "QuantizeLinear")
