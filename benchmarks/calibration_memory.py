@@ -106,7 +106,7 @@ def whole(call: list[str]) -> None:
 def row(name: str, count: int, tool: str, method: str, folder: Path) -> str:
     label = f"| {name} | {count} | {tool} {method} |"
     free = available_bytes()
-    needed = ORT_NEEDS[name] * (2 * ORT_BATCH if method == "minmax" else count)
+    needed = ORT_NEEDS.get(name, 0) * (2 * ORT_BATCH if method == "minmax" else count)
     if tool == "onnxruntime" and free < 1.2 * needed:
         return f"{label} | - | - | - | needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free |"
     data = folder / f"{name}-{count}.npy"
