@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxcomp import modelio
+from onnxcomp.data import open_feeds
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.legality.checker import check_model
 from onnxcomp.quantize.calibrate import calibrate
@@ -388,7 +389,11 @@ def test_weights_of_four_bits_lie_in_eight_for_tensorrt(model: ir.Model, quantiz
 
 
 def test_an_input_with_a_grid_for_each_channel(model: ir.Model, quantize: Quantizer) -> None:
-    spread, _ = quantize(model, inputs="auto", rounding="gram", calibration="mse")
+    (one,) = sample(model).values()
+    widths = np.linspace(1, 1.6, 4, dtype=np.float32).reshape(1, 4, 1, 1)
+    images = np.random.default_rng(7).standard_normal((32, *one.shape[1:])).astype(np.float32) * widths
+    data = open_feeds({"x": images}, model)
+    spread, _ = quantize(model, inputs="auto", rounding="gram", calibration="mse", context={"data": data})
     scales = [n.inputs[1] for n in spread.graph if n.op_type == "QuantizeLinear"]
     assert any(scale is not None and scale.shape is not None and len(scale.shape) == 1 for scale in scales)
     arm = retarget(spread, "ort-arm").model
