@@ -161,7 +161,9 @@ def _fit(twin: Twin, site: Site, gram: PatchGram, effort: Effort) -> float:
 
     results = fitted([None] * groups)
     if biased:
-        least = bias_floors(np.concatenate([r.bias for r in results]), input_scale(twin.node)).reshape(groups, -1)
+        least = bias_floors(
+            np.concatenate([r.bias for r in results]).astype(np.float32), input_scale(twin.node)
+        ).reshape(groups, -1)
         if any((r.scales < floor).any() for r, floor in zip(results, least, strict=True)):
             results = fitted([np.maximum(r.scales, floor) for r, floor in zip(results, least, strict=True)])
     codes = np.concatenate([r.codes for r in results]).astype(np.int8).reshape(len(site.weight), -1)
