@@ -64,8 +64,11 @@ def _equalized(model: ir.Model, feeds: Feeds | None, context: Context, layers: L
     whole = layers.whole
     rule: Rule = "activations" if whole.equalize == "auto" else whole.equalize
     rule = "smooth" if whole.smooth else rule
-    if rule == "off" or layers.overridden or (feeds is None and rule != "weights"):
+    if rule == "off" or layers.overridden:
         return ()
+    if feeds is None and rule != "weights":
+        asked = whole.equalize == "activations" or whole.smooth
+        return ("channels stay as they are: to equalize them takes real data, and no statistics",) if asked else ()
     threads = context.threads
 
     def refuse(node: ir.Node) -> str | None:
@@ -106,8 +109,7 @@ def twins_of(model: ir.Model, plan: Plan, layers: Layers, given: Given) -> Pair 
     return Pair(original, model, tuple(twins))
 
 
-def refined(pair: Pair | None, feeds: Feeds, context: Context, layers: Layers) -> dict[str, float]:
-    """Round the weights of the quantized model by their Grams, in place; relative squared error of each site."""
-    if pair is None:
-        return {}
-    return refine(pair, feeds, context.workdir, limit=layers.whole.samples, seed=context.seed)
+def refined(pair: Pair | None, feeds: Feeds, context: Context, layers: Layers) -> None:
+    """Round the weights of the quantized model by their Grams, in place."""
+    if pair is not None:
+        refine(pair, feeds, context.workdir, limit=layers.whole.samples, seed=context.seed)

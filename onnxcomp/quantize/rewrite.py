@@ -91,9 +91,9 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     original = model.clone() if layers.measured else None
     packed = ready.wide is None
     changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder, packed=packed))
-    told = _notes(plan, observed, layers, means, undecided=len(tried) > 1)
-    notes = (*observed.notes, *ready.notes, *given.notes, *told)
     pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
+    told = _notes(plan, observed, layers, means if pair is None else {}, undecided=len(tried) > 1)
+    notes = (*observed.notes, *ready.notes, *given.notes, *told)
     bits = [(w.node, layers.rules(w.node).bits) for w in plan.weighted]
     emit(model, plan, as_run_here(plan.scheme, parameters), layers.rules, means, known=known, biased=pair is not None)
     if observed.feeds is not None:
@@ -248,6 +248,11 @@ def _notes(plan: Plan, observed: Observed, layers: Layers, means: Means, *, unde
     if means:
         count = min(observed.samples, MEAN_SAMPLES)
         notes.append(f"biases make up for the weights' rounding, from channel means over {count} samples")
+    by_gram = [w for w in plan.weighted if layers.rounds_by_gram(w.node)]
+    if by_gram and observed.feeds is None and any(layers.settings(w.node).rounding == "gram" for w in by_gram):
+        notes.append("rounding=gram takes data: weights were rounded to nearest; give --data as well")
+    elif by_gram and observed.feeds is not None:
+        notes.append(f"{len(by_gram)} of {len(plan.weighted)} layers with weights are rounded by what they read")
     if observed.synthetic:
         notes.append("int8 was calibrated on made-up data: accuracy is unknown")
     seven = [w for w in plan.weighted if layers.rules(w.node).bits == 7]

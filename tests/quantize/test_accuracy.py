@@ -107,3 +107,9 @@ def test_everything_together_fuses_and_is_no_worse(target: str, build: Builder, 
     assert [f.kernel for f in fusion_proof(default, int8_kernels=target != "ort-x86")] == ["QLinearConv"] * 2
     before, after = output_errors(model, [plain, default], open_feeds(x, model), limit=32)
     assert after < before
+
+
+def test_what_was_asked_for_and_takes_data_is_told_without_them(build: Builder, quantize: Quantizer) -> None:
+    model = build(CHAIN, SHAPES)
+    _, report = quantize(model, equalize="activations", context={"data": None, "stand_in": synthetic_feeds(model, 0)})
+    assert any(note.startswith("channels stay as they are") for note in report.notes)
