@@ -13,8 +13,8 @@ from onnxcomp.contract import Context, Value
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.numeric.ranges import Method
 from onnxcomp.quantize.emit import WeightRules
-from onnxcomp.quantize.processor import saturates
 from onnxcomp.quantize.weights import WeightScales
+from onnxcomp.runtime.processor import saturates
 
 __all__ = ["Configure", "Layers", "Settings"]
 

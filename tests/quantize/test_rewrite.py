@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.contract import Override, PassReport, Value
-from onnxcomp.quantize.processor import saturates
 from onnxcomp.runtime.fusion import fusion_proof
+from onnxcomp.runtime.processor import saturates
 
 Builder = Callable[..., ir.Model]
 Quantizer = Callable[..., tuple[ir.Model, PassReport]]
