@@ -12,7 +12,7 @@ from onnxcomp.cost import Cost, stored_bytes
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 
-__all__ = ["chain_cost"]
+__all__ = ["chain_cost", "describe_chain"]
 
 Spatial = tuple[int, ...] | None
 
@@ -80,3 +80,33 @@ def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]
 def _ints(link: Link, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     value = link.attributes.get(name, default)
     return value if isinstance(value, tuple) else default
+
+
+def describe_chain(chain: Sequence[Link]) -> str:
+    """The links in words, such as ``1x1 64>32, 3x3 32>48, 1x1 48>128``; equal branches are counted once."""
+    words = [_words(link) for link in chain if link.op_type != "Add"]
+    branches = sum(link.op_type == "Add" for link in chain) + 1
+    if branches > 1 and len(words) % branches == 0:
+        own = len(words) // branches
+        if words == words[:own] * branches:
+            return f"{branches} x ({', '.join(words[:own])})"
+    return ", ".join(words)
+
+
+def _words(link: Link) -> str:
+    if not link.constants or link.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        kernel = link.attributes.get("kernel_shape")
+        return f"{link.op_type} {'x'.join(map(str, kernel))}" if isinstance(kernel, tuple) else link.op_type
+    shape = link.constants[0].shape
+    if link.op_type in ("Gemm", "MatMul"):
+        ends = reversed(shape) if link.attributes.get("transB") else shape
+        return f"{link.op_type} {'>'.join(map(str, ends))}"
+    group = link.attributes.get("group", 1)
+    groups = group if isinstance(group, int) else 1
+    ends = shape[1] * groups, shape[0]
+    if link.op_type == "ConvTranspose":
+        ends = shape[0], shape[1] * groups
+    kernel = "x".join(map(str, shape[2:]))
+    if groups > 1 and groups == ends[0] == ends[1]:
+        return f"dw {kernel} {groups}"
+    return f"{kernel} {ends[0]}>{ends[1]}"

@@ -7,13 +7,14 @@ form entry by entry. The nonlinearity needs the patches themselves, not only the
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.numeric.leastsquares import cholesky, reduced_rank
-from onnxcomp.numeric.tucker import Tucker2, compose, relative_error
 
-__all__ = ["relu_aware", "relu_error"]
+__all__ = ["ReluFit", "relu_aware", "relu_error"]
 
 Float = NDArray[np.float64]
 
@@ -33,56 +34,67 @@ def relu_error(y: NDArray[np.floating], approximation: NDArray[np.floating]) -> 
     return distance / energy
 
 
+class ReluFit(NamedTuple):
+    """A last dense map fitted to what the ReLU leaves.
+
+    Attributes:
+        core: (r, m); (Co, m) where the map is not factored.
+        last: (Co, r) with orthonormal columns; None where the map is not factored.
+        bias: (Co,).
+        error: `relu_error` on samples that the fit has not seen.
+    """
+
+    core: Float
+    last: Float | None
+    bias: Float
+    error: float
+
+
 def relu_aware(
-    factors: Tucker2,
+    features: NDArray[np.floating],
+    targets: NDArray[np.floating],
+    linear: NDArray[np.floating],
     bias: NDArray[np.floating],
-    weight: NDArray[np.floating],
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
+    rank: int | None,
     *,
     damping: float = 1e-2,
     schedule: tuple[tuple[float, int], ...] = _SCHEDULE,
-) -> tuple[Tucker2, Float, float]:
-    """Refine core, output factor and bias of a chain for a ReLU that follows; the input factor stays.
+) -> ReluFit | None:
+    """Refine the last dense map of a chain and its bias for a ReLU that follows; what comes before stays.
 
     Args:
-        factors: The starting point, as `fit_tucker2` gives it.
-        bias: Its output bias, (Co,).
-        weight: The original weight (Co, Ci, *kernel), for the factors' `error`.
-        x: Sampled patches (n, d), channel-major.
-        y: Target pre-activations at the same places, (n, Co).
-        damping: Pull towards the starting point, relative to the mean variance of the regressors.
+        features: What the map reads, (n, m).
+        targets: Pre-activations to approximate, (n, Co).
+        linear: The map to start from, (Co, m).
+        bias: Its bias, (Co,).
+        rank: Rank of the map; None for any.
+        damping: Pull towards the starting point, relative to the mean variance of the features.
         schedule: Penalties lambda and the number of alternations with each.
 
     Returns:
-        Factors of the same shapes, the bias, and the `relu_error` on the samples - those of the starting point where
-        the alternation does not improve on it.
+        The best map met, or None where none is better than the start on samples that were held out.
 
     Raises:
         ValueError: Fewer than eight samples.
     """
-    if len(x) < 2 * _HELD_OUT:
-        raise ValueError(f"{len(x)} samples are too few for a fit")
-    features = _features(np.asarray(x, np.float64), factors)
-    targets = np.asarray(y, np.float64)
-    held = np.arange(len(x)) % _HELD_OUT == 0
-    test_features, test_targets = features[held], targets[held]
-    start = _linear(factors)
-    best = (factors, np.asarray(bias, np.float64), relu_error(test_targets, test_features @ start.T + bias))
-    problem = _Problem(features[~held], start, None if factors.last is None else factors.last.shape[1], damping)
-    z = targets[~held]
+    if len(features) < 2 * _HELD_OUT:
+        raise ValueError(f"{len(features)} samples are too few for a fit")
+    z_all, y_all = np.asarray(features, np.float64), np.asarray(targets, np.float64)
+    held = np.arange(len(z_all)) % _HELD_OUT == 0
+    start = np.asarray(linear, np.float64)
+    least = relu_error(y_all[held], z_all[held] @ start.T + bias)
+    best: ReluFit | None = None
+    problem = _Problem(z_all[~held], start, rank, damping)
+    z = y_all[~held]
     wanted = np.maximum(z, 0.0)
     for penalty, count in schedule:
         for _ in range(count):
             z = _closest(problem.fit(z), wanted, penalty)
         problem.fit(z)
-        error = relu_error(test_targets, test_features @ problem.linear.T + problem.bias)
-        if error < best[2]:
-            core = problem.core.reshape(len(problem.core), *factors.core.shape[1:])
-            best = (Tucker2(factors.first, core, problem.last, 0.0), problem.bias, error)
-    kept = best[0]
-    weight_error = relative_error(np.asarray(weight, np.float64), compose(kept))
-    return Tucker2(kept.first, kept.core, kept.last, weight_error), best[1], best[2]
+        error = relu_error(y_all[held], z_all[held] @ problem.linear.T + problem.bias)
+        if error < least:
+            least, best = error, ReluFit(problem.core, problem.last, problem.bias, error)
+    return best
 
 
 class _Problem:
@@ -125,18 +137,3 @@ def _closest(response: Float, target: Float, penalty: float) -> Float:
     cost_negative = target**2 + penalty * (negative - response) ** 2
     cost_positive = (positive - target) ** 2 + penalty * (positive - response) ** 2
     return np.where(cost_negative <= cost_positive, negative, positive)
-
-
-def _linear(factors: Tucker2) -> Float:
-    """Core and output factor as one matrix (Co, r_in * taps)."""
-    flat = factors.core.reshape(len(factors.core), -1)
-    return flat if factors.last is None else factors.last @ flat
-
-
-def _features(x: Float, factors: Tucker2) -> Float:
-    """What the core reads: the patches after the first 1x1, (n, r_in * taps)."""
-    if factors.first is None:
-        return x
-    channels = factors.first.shape[1]
-    features: Float = np.matmul(factors.first, x.reshape(len(x), channels, -1)).reshape(len(x), -1)
-    return features
