@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxcomp.cost import Cost
 from onnxcomp.memo import Memo
+from onnxcomp.runtime.timingcache import Timings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,6 +172,7 @@ class Context:
         scored: Evaluation feeds, with labels if they have any; None where the user gave none. They say what a rewrite
             costs and never how to make it.
         memo: What the running pass keeps for its next run under the same budget.
+        timings: The times of sites and chains measured so far: what is equal is timed once.
     """
 
     target: Target
@@ -189,6 +191,7 @@ class Context:
     statistics: Statistics | None = None
     scored: Feeds | None = None
     memo: Memo = field(default_factory=Memo, compare=False)
+    timings: Timings = field(default_factory=Timings, compare=False)
 
     def rehearsed(self, model: ir.Model) -> ir.Model:
         """The model roughly as the passes after the running one would leave it, for timing."""

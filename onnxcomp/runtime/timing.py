@@ -157,14 +157,15 @@ def interleaved(
     rounds: int,
     budget_s: float,
     enough: Callable[[NDArray[np.float64]], bool],
+    warm_s: float = _WARM_S,
 ) -> NDArray[np.float64]:
     """Run the calls in turns; return seconds a run, float64 [calls, rounds].
 
-    Each call is warmed up first and repeated so that a sample takes 2 ms or more. Rounds go on until `rounds` are done,
-    `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at least 8 are done. The
-    order turns round every round, and garbage collection waits.
+    Each call is warmed up for `warm_s` seconds first and repeated so that a sample takes 2 ms or more. Rounds go on
+    until `rounds` are done, `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at
+    least 8 are done. The order turns round every round, and garbage collection waits.
     """
-    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call))) for call in calls]
+    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call, warm_s))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
     with _no_gc():
@@ -180,10 +181,10 @@ def interleaved(
     return np.array(columns).T
 
 
-def _warm_up(call: Callable[[], None]) -> float:
-    """Run at least three times and for 50 ms; return the least time of one run in seconds."""
+def _warm_up(call: Callable[[], None], warm_s: float) -> float:
+    """Run at least three times and for `warm_s` seconds; return the least time of one run in seconds."""
     best, spent, count = math.inf, 0.0, 0
-    while count < 3 or spent < _WARM_S:
+    while count < 3 or spent < warm_s:
         taken = _sample(call, 1)
         best, spent, count = min(best, taken), spent + taken, count + 1
     return max(best, 1e-7)
