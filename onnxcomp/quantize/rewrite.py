@@ -22,7 +22,7 @@ from onnxcomp.quantize.accuracy import prepare, refined, spread_ranges, twins_of
 from onnxcomp.quantize.carried import CarriedRange, carry, ranges_of_tensors
 from onnxcomp.quantize.choosing import choose_ranges
 from onnxcomp.quantize.constants import read_weight
-from onnxcomp.quantize.emit import WeightCache, emit, quantized_weight, weight_key
+from onnxcomp.quantize.emit import WeightCache, WeightRules, emit, quantized_weight, weight_key
 from onnxcomp.quantize.flip import flip
 from onnxcomp.quantize.fusing import Placement, emit_made_up
 from onnxcomp.quantize.given import Given, given_by, overrides_of
@@ -157,7 +157,12 @@ def rehearse(model: ir.Model, context: Context, layers: Layers) -> ir.Model:
     if already_quantized(model):
         return model
     copy = model.clone()
-    emit_made_up(copy, place(copy, _scheme(context), layers.refusal), layers.rules)
+
+    def quick(node: ir.Node) -> WeightRules:
+        # The best scale takes a search, and no kernel is faster for other integers.
+        return replace(layers.rules(node), scales="minmax")
+
+    emit_made_up(copy, place(copy, _scheme(context), layers.refusal), quick)
     return copy
 
 
