@@ -56,12 +56,13 @@ def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]
     """Output size of a link and the positions at which each of its weights is used (0 where it multiplies nothing)."""
     if link.op_type in ("Gemm", "MatMul"):
         return source, None if source is None else prod(source)
-    if link.op_type not in ("Conv", "ConvTranspose"):
+    if link.op_type not in ("Conv", "ConvTranspose", "AveragePool"):
         return source, 0
     if source is None:
-        return None, None
+        return None, 0 if link.op_type == "AveragePool" else None
     rank = len(source)
-    kernel = _weight_of(link, site).shape[2:]
+    pools = link.op_type == "AveragePool"
+    kernel = _ints(link, "kernel_shape", (1,) * rank) if pools else _weight_of(link, site).shape[2:]
     strides = _ints(link, "strides", (1,) * rank)
     if link.op_type == "ConvTranspose":
         return tuple(d for d in site.output_shape[2:] if d is not None), prod(source)
@@ -74,7 +75,7 @@ def _flow(link: Link, source: Spatial, site: Site) -> tuple[Spatial, int | None]
         (size + pads[a] + pads[a + rank] - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1
         for a, size in enumerate(source)
     )
-    return out, prod(out)
+    return out, 0 if pools else prod(out)
 
 
 def _ints(link: Link, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
