@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,10 @@ _LARGE_MACS = 300_000_000
 # Chains that take turns with one base session, and the bytes of weights that those sessions may hold.
 _TURNS = 8
 _WEIGHT_BYTES = 1 << 29
-# Seconds a chain; an interval wider than a share of the ratio is measured again, longer.
+# Seconds a chain; an interval wider than a share of the ratio, and of the site's time, is measured again, longer.
 _SECONDS = 0.12
-_NARROW = 0.03
-_WIDE = 0.1
+_NARROW = (0.03, 0.01)
+_WIDE = (0.1, 0.02)
 _WARM_S = 5e-3
 
 
@@ -134,7 +135,7 @@ class _Bench:
         calls = [self._call(chain) for chain in chains.values()]
         times = self._times(calls)
         found = dict(zip(chains, map(_ratio, times[1:], [times[0]] * len(calls)), strict=True))
-        wide = [i for i, own in enumerate(times[1:]) if not _known(own / times[0], _WIDE)]
+        wide = [i for i, own in enumerate(times[1:]) if not _known(own, times[0], _WIDE)]
         if wide:
             again = self._times([calls[i] for i in wide], longer=4)
             names = list(chains)
@@ -143,10 +144,12 @@ class _Bench:
 
     def _times(self, calls: Sequence[Callable[[], None]], longer: int = 1) -> Times:
         def enough(times: Times) -> bool:
-            return all(_known(own / times[0], _NARROW) for own in times[1:])
+            return all(_known(own, times[0], _NARROW) for own in times[1:])
 
         budget = longer * _SECONDS * max(1, len(calls))
-        times = interleaved([self._base, *calls], 100 * longer, budget, enough, _WARM_S)
+        # With one thread everything runs on this one: its own clock stands while others have the processor.
+        clock = time.thread_time if self._context.threads == 1 else time.perf_counter
+        times = interleaved([self._base, *calls], 100 * longer, budget, enough, _WARM_S, clock)
         self._base_times.append(times[0])
         return times
 
@@ -166,10 +169,11 @@ def _ratio(own: Times, base: Times) -> float:
     return max(1 / float(np.median(base / own)), float(np.percentile(own, 10) / np.percentile(base, 10)))
 
 
-def _known(ratios: Times, share: float) -> bool:
-    """Whether the interval of the median is no wider than a share of it."""
+def _known(own: Times, base: Times, shares: tuple[float, float]) -> bool:
+    """Whether the interval of the ratio is no wider than a share of it or, if that is more, of the base's time."""
+    ratios = own / base
     low, high = median_interval(ratios)
-    return high - low <= share * float(np.median(ratios))
+    return high - low <= max(shares[0] * float(np.median(ratios)), shares[1])
 
 
 def _parts(chains: Mapping[str, Sequence[Link]], copies: int) -> list[dict[str, Sequence[Link]]]:

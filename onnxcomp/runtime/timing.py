@@ -158,14 +158,16 @@ def interleaved(
     budget_s: float,
     enough: Callable[[NDArray[np.float64]], bool],
     warm_s: float = _WARM_S,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> NDArray[np.float64]:
     """Run the calls in turns; return seconds a run, float64 [calls, rounds].
 
     Each call is warmed up for `warm_s` seconds first and repeated so that a sample takes 2 ms or more. Rounds go on
     until `rounds` are done, `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at
-    least 8 are done. The order turns round every round, and garbage collection waits.
+    least 8 are done. The order turns round every round, and garbage collection waits. What is measured passes on
+    `clock`, what is spent on that of the wall.
     """
-    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call, warm_s))) for call in calls]
+    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call, warm_s, clock))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
     with _no_gc():
@@ -173,7 +175,7 @@ def interleaved(
         while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and time.perf_counter() < stop):
             column = [0.0] * len(calls)
             for k in order:
-                column[k] = _sample(calls[k], repeats[k])
+                column[k] = _sample(calls[k], repeats[k], clock)
             columns.append(column)
             order.reverse()
             if len(columns) % _CHECK_EVERY == 0 and len(columns) > _MIN_ROUNDS and enough(np.array(columns).T):
@@ -181,23 +183,23 @@ def interleaved(
     return np.array(columns).T
 
 
-def _warm_up(call: Callable[[], None], warm_s: float) -> float:
+def _warm_up(call: Callable[[], None], warm_s: float, clock: Callable[[], float]) -> float:
     """Run at least three times and for `warm_s` seconds; return the least time of one run in seconds."""
     best, spent, count = math.inf, 0.0, 0
     while count < 3 or spent < warm_s:
-        taken = _sample(call, 1)
+        taken = _sample(call, 1, clock)
         best, spent, count = min(best, taken), spent + taken, count + 1
     return max(best, 1e-7)
 
 
-def _sample(call: Callable[[], None], repeats: int) -> float:
+def _sample(call: Callable[[], None], repeats: int, clock: Callable[[], float]) -> float:
     # After another model's turn the first run finds its weights evicted from the caches; no deployment sees that.
     if repeats > 1:
         call()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 @contextmanager
