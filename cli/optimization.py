@@ -42,6 +42,7 @@ _NO_PASSES = "no passes given: name some with -p, or in a recipe under 'passes:'
 @click.option("--require-data", is_flag=True, default=None, help="Stop where no calibration data are given.")
 @click.option("--keep-failed", is_flag=True, help="Write the model even where a budget fails or the target refuses it.")
 @click.option("--ort-style", metavar="STYLE", help="How OUT.ort is optimised: runtime or fixed.  [default: by target]")
+@click.option("--timing-cache", metavar="FILE", help="JSON file that keeps the times of candidates between runs.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
 @talk.data_options
 @talk.common
@@ -52,6 +53,7 @@ def optimize(
     reports: tuple[str, ...],
     keep_failed: bool,
     ort_style: str | None,
+    timing_cache: str | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -78,7 +80,7 @@ def optimize(
         raise click.UsageError("no output: give -o OUT", click.get_current_context())
     talk.check_folder(output, "-o")
     check_destination(output, load_target(recipe.target), ort_style)
-    result = _run(model, recipe, quiet)
+    result = _run(model, recipe, timing_cache, quiet)
     for warning in result.report.warnings:
         talk.warn(f"warning: {warning}", quiet)
     failures = result.report.failures
@@ -127,7 +129,7 @@ def _print_recipe(recipe: Recipe, as_json: bool) -> None:
         print(to_yaml(recipe), end="")
 
 
-def _run(model: str, recipe: Recipe, quiet: bool) -> Result:
+def _run(model: str, recipe: Recipe, timing_cache: str | None, quiet: bool) -> Result:
     import onnxcomp
     from onnxcomp.data import Preprocess
 
@@ -150,6 +152,7 @@ def _run(model: str, recipe: Recipe, quiet: bool) -> Result:
             shapes=dict(recipe.shapes),
             require_data=recipe.require_data,
             replay=recipe.replay,
+            timing_cache=timing_cache,
             progress=progress,
         )
 

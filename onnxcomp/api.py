@@ -34,6 +34,7 @@ from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
 from onnxcomp.runtime.timing import Speedup
+from onnxcomp.runtime.timingcache import open_timings
 from onnxcomp.targets.target import load_target
 
 __all__ = ["EARLIER", "RECIPE", "VERSION", "Result", "optimize"]
@@ -84,6 +85,7 @@ def optimize(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     require_data: bool = False,
     replay: Sequence[Choices] | None = None,
+    timing_cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Compress a model.
@@ -107,6 +109,8 @@ def optimize(
         shapes: Concrete shapes for inputs with unknown dimensions, for timing and synthetic data.
         require_data: Refuse to run without real calibration data.
         replay: The choices of an earlier run, a mapping a pass; nothing is timed.
+        timing_cache: A JSON file of the times of candidates, read before and added to after the run, even one that
+            fails; made where there is none. None: what was timed is forgotten.
         progress: Called with a line whenever a stage starts.
 
     Returns:
@@ -134,7 +138,7 @@ def optimize(
         _check_statistics(statistics, start, str(stats) if isinstance(stats, str | Path) else "stats")
     recorded = None if replay is None else tuple(replay)
     plan = Plan(chosen, tuple(tuple(o) for o in overrides), recorded, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with open_timings(timing_cache) as timings, tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         context = Context(
             aim,
             Path(folder),
@@ -146,6 +150,7 @@ def optimize(
             exclude=tuple(exclude),
             statistics=statistics,
             scored=intake.scored,
+            timings=timings,
         )
         outcome = within_budget(intake, start, plan, context, budget)
         tell("measure")

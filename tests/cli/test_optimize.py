@@ -224,3 +224,28 @@ def test_a_run_on_images_replays_with_its_preprocessing(
 
 def test_the_help_of_eval_says_what_it_needs(run: Any) -> None:
     assert "Data to measure on, likewise; with labels, accuracy." in " ".join(run("optimize", "--help").out.split())
+
+
+def test_a_timing_cache_spares_the_second_run_its_timing(
+    run: Any, cnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, call = tmp_path / "times.json", ("optimize", cnn, "-p", "tucker2(keep=0.6)", "-o", tmp_path / "out.onnx")
+    assert run(*call, "--timing-cache", cache).code == 0
+    written = cache.read_bytes()
+    (sites,) = json.loads(written)["timings"].values()
+    assert any(site["chains"] for site in sites.values())
+
+    def timed(*arguments: Any) -> None:
+        raise AssertionError("a candidate was timed")
+
+    monkeypatch.setattr("onnxcomp.runtime.sitebench.interleaved", timed)
+    got = run(*call, "--timing-cache", cache)
+    assert (got.code, cache.read_bytes()) == (0, written), got.err
+
+
+def test_a_damaged_timing_cache_is_refused(run: Any, cnn: Path, tmp_path: Path) -> None:
+    cache, out = tmp_path / "times.json", tmp_path / "out.onnx"
+    cache.write_text("{")
+    got = run("optimize", cnn, "-p", "tucker2(keep=0.6)", "-o", out, "--timing-cache", cache)
+    assert (got.code, out.exists()) == (2, False)
+    assert got.err.count("\n") == 1 and str(cache) in got.err and "remove it" in got.err
