@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnxcomp.calibration.gram import PatchGram
+from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.calibration.sweep import Sweep
 from onnxcomp.contract import Candidate, Change, Context, Override, PassReport, SitePass, Skip, Value
 from onnxcomp.cost import Cost
@@ -25,9 +25,6 @@ __all__ = ["PAYS", "overridden", "run_site_pass"]
 
 PAYS = 1 / 0.9
 """A candidate is kept under ``latency`` when the site takes less than 0.9 of its time."""
-
-# Flops that one site's Gram may cost; more patches than 10 a dimension (methods, 0.4) gain little.
-_GRAM_FLOPS = 5e10
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,18 @@ def _visit(
     reason = configured.refuse(site)
     if reason:
         return Skip(site.name, reason)
-    original, compressed = _grams(configured, site, sweep, context)
+    original, compressed = _grams(
+        configured, site, sweep, context, once=site_pass.decided or context.replay is not None
+    )
     proposals = configured.propose(site, original, context)
     if isinstance(proposals, Skip):
         return proposals
     smallest = site_pass.saves == "bytes"
-    chosen = _choose(site, proposals, model.opset_imports.get("", 17), context, smallest=smallest)
+    opset = model.opset_imports.get("", 17)
+    if site_pass.decided or context.replay is not None:
+        chosen: _Choice | Skip = _Choice(proposals[0], chain_cost(site, proposals[0].chain), None)
+    else:
+        chosen = _choose(site, proposals, opset, context, smallest=smallest)
     if isinstance(chosen, Skip):
         return chosen
     candidate = chosen.candidate
@@ -129,33 +132,25 @@ def _visit(
 
 
 def _grams(
-    configured: SitePass, site: Site, sweep: Sweep | None, context: Context
+    configured: SitePass, site: Site, sweep: Sweep | None, context: Context, *, once: bool
 ) -> tuple[PatchGram | None, PatchGram | None]:
-    """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs."""
+    """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs.
+
+    With `once` the latter stand for both, where ranks are known and what they would lose in the original is no matter.
+    """
     if sweep is None or site.geometry.transposed or not configured.wants_gram():
         return None, None
     sweep.advance(site)
-    original, compressed = (_new_gram(site, context, configured.wants_patches()) for _ in range(2))
+    samples = 0 if context.data is None else len(context.data)
+    original, compressed = (site_gram(site, samples, context.seed, configured.wants_patches()) for _ in range(2))
     for before, after, target in sweep.batches(site):
         wanted = rows_of(site, target)
-        original.update(rows_of(site, before), wanted)
+        if after is before or not once:
+            original.update(rows_of(site, before), wanted)
         if after is not before:
             compressed.update(rows_of(site, after), wanted)
-    return original, (compressed if compressed.count else original)
-
-
-def _new_gram(site: Site, context: Context, keep: int) -> PatchGram:
-    dimension = site.weight[0].size
-    positions = max(int(_GRAM_FLOPS / dimension**2), 10 * dimension)
-    return PatchGram(
-        site.geometry,
-        site.channels_in,
-        site.channels_out,
-        max_total=positions,
-        samples=0 if context.data is None else len(context.data),
-        keep=keep,
-        seed=context.seed,
-    )
+    fitted = compressed if compressed.count else original
+    return (fitted if once else original), fitted
 
 
 def _choose(
@@ -163,8 +158,6 @@ def _choose(
 ) -> _Choice | Skip:
     costs = [chain_cost(site, c.chain) for c in candidates]
     before = site.cost
-    if context.replay is not None:
-        return _Choice(candidates[0], costs[0], None)
     if context.objective == "size" or smallest:
         best = min(range(len(costs)), key=lambda i: costs[i].bytes)
         if costs[best].bytes >= before.bytes:

@@ -33,7 +33,9 @@ __all__ = [
     "Candidate",
     "Change",
     "Context",
+    "FrontierPoint",
     "Objective",
+    "Offer",
     "Override",
     "Pass",
     "PassReport",
@@ -109,16 +111,69 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """One candidate that an allocator looked at.
+
+    Attributes:
+        site: The name of the node in the user's own model.
+        form: The pass that leads to it, such as ``tucker2(ranks=32x64)``.
+        macs: Multiply-accumulates of the chain; None where a shape is unknown.
+        parameters: Its weights and biases.
+        bytes: Bytes of its constants.
+        time: Relative to the site's own; None where nothing was timed.
+        site_ms: The site's own time, milliseconds; None where nothing was timed.
+        error: Predicted relative squared error of the site's output.
+        loss: The relative squared error that is expected of the worst output of the model.
+        chosen: Whether it was taken.
+        why: Why it was out from the start; empty where it was not.
+    """
+
+    site: str
+    form: str
+    macs: int | None
+    parameters: int
+    bytes: int
+    time: float | None
+    site_ms: float | None
+    error: float
+    loss: float
+    chosen: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """What the layers that an allocator chose for take and lose together.
+
+    Attributes:
+        macs: Multiply-accumulates of these layers; None where a shape is unknown.
+        bytes: Bytes of their constants.
+        time_ms: Sum of their own times, milliseconds; None where nothing was timed.
+        loss: The relative squared error that is expected of the worst output.
+        chosen: Whether this is what was taken.
+    """
+
+    macs: int | None
+    bytes: int
+    time_ms: float | None
+    loss: float
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PassReport:
     """What one pass did: every site ends as one Change or one Skip; notes concern the model as a whole.
 
-    Where sensitivities were measured they are listed worst first, those of sites that were given back too.
+    Where sensitivities were measured they are listed worst first, those of sites that were given back too. A pass that
+    allocates lists what it chose from: every candidate, and the frontier of the model by rising loss.
     """
 
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    frontier: tuple[FrontierPoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +310,8 @@ class SitePass(Pass):
 
     # The operators that are sites of this pass: Conv, ConvTranspose, Gemm, MatMul.
     kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose")
+    # Whether what it proposes was chosen already: then nothing is timed, and only the compressed prefix is looked at.
+    decided: ClassVar[bool] = False
 
     def refuse(self, site: Site) -> str | None:
         """Return why the pass cannot rewrite a site, before any statistics are taken; None where it may."""

@@ -69,6 +69,11 @@ class Tucker2(TuckerForm):
             if getattr(self, name) is not None:
                 raise OptionError(f"tucker2: ranks and {name} exclude each other; give one")
 
+    @property
+    def named(self) -> bool:
+        """Whether the ranks themselves were given."""
+        return self.ranks is not None or super().named
+
     def explicit(self) -> bool:
         """Whether the ranks follow from anything but the defaults."""
         return self.ranks is not None or super().explicit()

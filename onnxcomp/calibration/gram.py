@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from onnxcomp.errors import DataError
 from onnxcomp.graph.geometry import Geometry, same_pads
+from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.patches import output_shape, patches_at, sample_positions
 
-__all__ = ["PatchGram", "Samples"]
+__all__ = ["PatchGram", "Samples", "site_gram"]
 
 Array = NDArray[np.floating]
 Single = NDArray[np.float32]
 Float = NDArray[np.float64]
 
 _BLOCK_BYTES = 32 << 20
+# Flops that one site's Gram may cost; more patches than 10 a dimension (methods, 0.4) gain little.
+_GRAM_FLOPS = 5e10
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -169,6 +172,20 @@ class PatchGram:
         ys = [None] * groups if y is None else np.split(y, groups, axis=1)
         for group, a, b in zip(self._groups, xs, ys, strict=True):
             group.add(a, b)
+
+
+def site_gram(site: Site, samples: int, seed: int, keep: int = 0) -> PatchGram:
+    """An empty Gram for a site, which takes as many patches of that many samples as are worth their time."""
+    dimension = site.weight[0].size
+    return PatchGram(
+        site.geometry,
+        site.channels_in,
+        site.channels_out,
+        max_total=max(int(_GRAM_FLOPS / dimension**2), 10 * dimension),
+        samples=samples,
+        keep=keep,
+        seed=seed,
+    )
 
 
 class _Accumulator:

@@ -84,6 +84,11 @@ class Decomposition(Form):
             return "ratio"
         return "weakened" if self.weaken is not None else "energy"
 
+    @property
+    def named(self) -> bool:
+        """Whether the ranks themselves were given."""
+        return isinstance(self.rank, int)
+
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise DataError where the fit must follow data and there are none."""
         if self.fit == "data" and context.data is None:

@@ -25,7 +25,7 @@ _PATCHES = 4
 # Errors below this are rounding of the sums that they are made of.
 _ROUNDING = 1e-10
 
-Found = tuple[Setting, float]
+Found = tuple[Setting, float | None]
 
 
 def choose_setting(form: Decomposition, site: Site, problems: Sequence[Problem], context: Context) -> Found | Skip:
@@ -33,7 +33,7 @@ def choose_setting(form: Decomposition, site: Site, problems: Sequence[Problem],
 
     Rules that cut round ranks down, rules that keep round up; no rank is taken past break-even but one that was given.
     """
-    ranking = _Ranking(form, site, problems, rank_step(context))
+    ranking = _Ranking(form, site, problems, rank_step(context), context.replay is not None)
     asked = form.asked(site)
     if asked is not None:
         return ranking.given(asked)
@@ -60,11 +60,14 @@ class _Ranking:
     site: Site
     problems: Sequence[Problem]
     step: int
+    replayed: bool = False
 
     def given(self, asked: Sequence[Setting]) -> Found | Skip:
         """Of the settings with given ranks, the one that loses least."""
         shape = group_shape(self.site)
         less = [setting for setting in asked if not self.form.whole(shape, setting)]
+        if len(less) == 1 and self.replayed:
+            return less[0], None  # the fit tells what it loses
         if less:
             return self._least_loss(less)
         full = _times(self.form.full(shape, asked[0].order))

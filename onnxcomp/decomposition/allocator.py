@@ -1,0 +1,125 @@
+"""The allocator: candidates of every form for every site, one budget, one pick a site."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxcomp.choose import run_site_pass
+from onnxcomp.contract import Context, PassReport
+from onnxcomp.cost import model_cost
+from onnxcomp.decomposition.assigned import Assigned
+from onnxcomp.decomposition.base import Decomposition
+from onnxcomp.decomposition.deciding import Aim, decide
+from onnxcomp.decomposition.layers import layer_options
+from onnxcomp.decomposition.menu import SiteMenu, make_menus
+from onnxcomp.decomposition.outcome import frontier_of, offers_of, reasons_of
+from onnxcomp.decomposition.ranking import rank_step
+from onnxcomp.decomposition.scoring import score_sites
+from onnxcomp.decomposition.sensitivity import sensitivities
+from onnxcomp.decomposition.targets import Totals
+from onnxcomp.errors import OptionError
+from onnxcomp.graph.fingerprint import model_fingerprint
+from onnxcomp.graph.products import weighted_sites
+from onnxcomp.graph.sites import Site
+from onnxcomp.options import replace_options, spec_of
+from onnxcomp.registry import available, build_pipeline, load_pass
+from onnxcomp.runtime.timing import time_many
+
+__all__ = ["Allocator"]
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Chooses among the decomposition passes.
+
+    Attributes:
+        names: Names of the passes, with colons, commas or blanks between; None for all that are installed.
+        fit: As in the passes.
+        relu: As in the passes.
+    """
+
+    names: str | None = None
+    fit: Literal["auto", "weights", "data"] = "auto"
+    relu: bool = False
+
+    def run(self, model: ir.Model, aim: Aim, use: str | None, context: Context) -> PassReport:
+        """Choose a form for every site and rewrite the model in place."""
+        original = model.clone()
+        uses, left = layer_options(original, context.overrides, use)
+        sites = [
+            site
+            for site in weighted_sites(original, Assigned.kinds)
+            if isinstance(site, Site)
+            and not context.excluded(site.name)
+            and site.name not in uses
+            and site.name not in left
+        ]
+        if use is not None or not sites:
+            return self.apply(model, uses, left, context)
+        menus = self._menus(original, sites, context)
+        whole = Totals(model_cost(original), _milliseconds(original, menus, context))
+        decision = decide(original, menus, aim, whole, context)
+        chosen = {
+            menu.site.name: menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
+        }
+        report = self.apply(model, {**uses, **chosen}, {**left, **reasons_of(menus, decision)}, context)
+        return replace(
+            report,
+            notes=(*report.notes, *([decision.note] if decision.note else [])),
+            offers=offers_of(menus, decision),
+            frontier=frontier_of(menus, decision),
+        )
+
+    def apply(
+        self, model: ir.Model, uses: Mapping[str, str], reasons: Mapping[str, str], context: Context
+    ) -> PassReport:
+        """Give each named site its form, fitted to what the compressed prefix feeds it."""
+        forms = {site: self._form(text) for site, text in uses.items()}
+        settled = replace(context, replay=None, overrides=())
+        return run_site_pass(Assigned(forms=forms, reasons=reasons), model, settled)
+
+    def _form(self, text: str) -> Decomposition:
+        passes = build_pipeline(text)
+        if len(passes) != 1 or not isinstance(passes[0], Decomposition):
+            raise OptionError(f"decompose.use: {text!r} is not one decomposition pass, such as spatial(rank=32)")
+        if not passes[0].named:
+            raise OptionError(f"decompose.use: {text!r} names no ranks; write them, as in spatial(rank=32)")
+        return passes[0]
+
+    def _forms(self) -> list[Decomposition]:
+        """The passes to choose from, as their defaults are but for the fit."""
+        wanted = None if self.names is None else [name for name in re.split(r"[\s:,+]+", self.names) if name]
+        found: list[Decomposition] = []
+        for name in available() if wanted is None else wanted:
+            kind = load_pass(name)
+            if issubclass(kind, Decomposition):
+                made = replace_options(kind(), {"fit": self.fit, "relu": self.relu})
+                assert isinstance(made, Decomposition)
+                found.append(made)
+            elif wanted is not None:
+                raise OptionError(f"decompose.forms: {name} is no decomposition; it may not be chosen from")
+        return found
+
+    def _menus(self, model: ir.Model, sites: Sequence[Site], context: Context) -> list[SiteMenu]:
+        forms = self._forms()
+        key = (model_fingerprint(model), tuple(spec_of(form) for form in forms), tuple(site.name for site in sites))
+
+        def make() -> list[SiteMenu]:
+            scores = score_sites(model, sites, forms, context, rank_step(context))
+            weights = sensitivities(model, scores, context)
+            return make_menus(scores, weights, model.opset_imports.get("", 17), context)
+
+        return context.memo.once(key, make)
+
+
+def _milliseconds(model: ir.Model, menus: Sequence[SiteMenu], context: Context) -> float | None:
+    """Time of the whole model, as the later passes leave it; None where nothing is timed."""
+    feeds = context.data or context.stand_in
+    if feeds is None or not any(menu.site_ms is not None for menu in menus):
+        return None
+    return time_many([context.rehearsed(model)], feeds.first(1), threads=context.threads)[0]

@@ -1,0 +1,64 @@
+"""Apply a decided form to every site: the pass of each site does the work, the compiler's walk fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from onnxcomp.calibration.gram import PatchGram
+from onnxcomp.contract import Candidate, Context, SitePass, Skip
+from onnxcomp.decomposition.base import Decomposition
+from onnxcomp.graph.sites import Site
+from onnxcomp.options import spec_of
+
+__all__ = ["Assigned"]
+
+
+@dataclass(frozen=True)
+class Assigned(SitePass):
+    """A pass that gives each site the form decided for it.
+
+    Attributes:
+        forms: The pass of a site, with its ranks, by the site's name.
+        reasons: Why a site has none, by its name.
+    """
+
+    name: ClassVar[str] = "decompose"
+    decided: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+    forms: Mapping[str, Decomposition] = field(default_factory=dict[str, Decomposition])
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def refuse(self, site: Site) -> str | None:
+        """Say why a site stays as it is."""
+        if site.name in self.forms:
+            return self.forms[site.name].refuse(site)
+        return self.reasons.get(site.name, "no form was asked for")
+
+    def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
+        """Let the site's own pass propose."""
+        form = self.forms[site.name]
+        proposals = form.propose(site, gram, replace(context, replay={}))  # the fit tells what it loses
+        return proposals if isinstance(proposals, Skip) else [_under(form, proposal) for proposal in proposals]
+
+    def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
+        """Let the site's own pass fit."""
+        form = self.forms[site.name]
+        settings = form.asked(site)
+        assert settings, "an assigned form names its ranks"
+        return _under(form, form.refit(site, replace(candidate, choice=form.choice(settings[0])), gram))
+
+    def wants_gram(self) -> bool:
+        """Whether any of the passes does."""
+        return any(form.wants_gram() for form in self.forms.values())
+
+    def wants_patches(self) -> int:
+        """As many as the pass that wants most."""
+        return max((form.wants_patches() for form in self.forms.values()), default=0)
+
+
+def _under(form: Decomposition, candidate: Candidate) -> Candidate:
+    """The candidate of a pass as one of this one: its choice names the pass."""
+    return replace(candidate, summary=f"{form.name}: {candidate.summary}", choice={"use": spec_of(form)})

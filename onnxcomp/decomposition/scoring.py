@@ -1,0 +1,192 @@
+"""Score the settings of many forms for every site of a model, on the statistics of the original.
+
+Sites are independent: while one's Gram is being gathered, those before it are scored on the other cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
+from onnxcomp.calibration.gram import PatchGram, site_gram
+from onnxcomp.contract import Context
+from onnxcomp.cost import Cost
+from onnxcomp.decomposition.base import Decomposition
+from onnxcomp.decomposition.probe import Probe, make_probe
+from onnxcomp.decomposition.problem import Problem, Setting, problems_of
+from onnxcomp.decomposition.ranking import share
+from onnxcomp.graph.products import rows_of
+from onnxcomp.graph.sites import Site
+from onnxcomp.numeric.hull import pareto
+
+__all__ = ["Scored", "SiteScores", "score_sites"]
+
+Float = NDArray[np.float64]
+
+# Settings that are kept for each form and site, spread evenly over the logarithm of the error.
+_KEPT = 12
+# An error below is as good as none, one above as bad as losing the layer.
+_LEAST, _MOST = 1e-5, 0.7
+# A form that takes so much more work than another one for the same error is not worth its timing; memory-bound nodes
+# do not follow their MACs closer than this.
+_DOMINATED = 0.7
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One candidate of a site.
+
+    Attributes:
+        form: The pass.
+        setting: Its ranks.
+        cost: Of the chain.
+        error: Predicted relative squared error of the site's output.
+    """
+
+    form: Decomposition
+    setting: Setting
+    cost: Cost
+    error: float
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """What the forms offer for one site.
+
+    Attributes:
+        site: The site.
+        offers: Candidates that no other one beats by far, in no order.
+        probe: A version of the layer with a known error, to measure its sensitivity.
+        refusals: Why a form has nothing to offer, by its name.
+    """
+
+    site: Site
+    offers: tuple[Scored, ...]
+    probe: Probe | None
+    refusals: Mapping[str, str]
+
+
+def score_sites(
+    model: ir.Model,
+    sites: Sequence[Site],
+    forms: Sequence[Decomposition],
+    context: Context,
+    step: int,
+    executor: Executor | None = None,
+) -> list[SiteScores]:
+    """Score every form at every site.
+
+    Args:
+        model: The original; not modified.
+        sites: Its sites, in topological order.
+        forms: The passes to choose from.
+        context: The run's context; without calibration data the weights are scored.
+        step: Ranks are multiples of this.
+        executor: Runs the tasks, one a site; None: threads, as many as there are cores.
+    """
+    workers = os.cpu_count() or 1
+    with threadpool_limits(1):  # the tasks fill the cores; results do not depend on their number
+        pool = executor or ThreadPoolExecutor(workers)
+        try:
+            return list(_in_turn(_tasks(model, sites, forms, context, step, pool), workers))
+        finally:
+            if executor is None:
+                pool.shutdown(cancel_futures=True)
+
+
+def _in_turn(tasks: Iterator[Future[SiteScores]], ahead: int) -> Iterator[SiteScores]:
+    """Results in order, with at most `ahead` tasks begun and not taken: each holds a Gram."""
+    waiting: list[Future[SiteScores]] = []
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) > ahead:
+            yield waiting.pop(0).result()
+    for task in waiting:
+        yield task.result()
+
+
+def _tasks(
+    model: ir.Model,
+    sites: Sequence[Site],
+    forms: Sequence[Decomposition],
+    context: Context,
+    step: int,
+    pool: Executor,
+) -> Iterator[Future[SiteScores]]:
+    if context.data is None or not any(form.wants_gram() for form in forms):
+        for site in sites:
+            yield pool.submit(_score, site, forms, None, step)
+        return
+    kinds = {site.kind for site in sites}
+    alive = lifetimes(model.graph, lambda node: node.op_type in kinds)
+    frontier = Frontier(model, alive, context.data, context.workdir, [1 << 30])
+    order = {node: index for index, node in enumerate(model.graph)}
+    try:
+        for site in sites:
+            gram = None
+            if not site.geometry.transposed:
+                name = data_input(site.node)
+                frontier.advance(order[site.node], [name])
+                gram = site_gram(site, len(context.data), context.seed)
+                for batch in frontier.values(name):
+                    gram.update(rows_of(site, batch))
+                    if gram.full:
+                        break
+            yield pool.submit(_score, site, forms, gram, step)
+    finally:
+        frontier.close()
+
+
+def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, step: int) -> SiteScores:
+    problems = problems_of(site, gram)
+    offers: list[Scored] = []
+    refusals: dict[str, str] = {}
+    for form in forms:
+        reason = form.refuse(site) if site.kind in form.kinds else f"not for {site.kind}"
+        found = [] if reason else _offers(form, site, problems, step)
+        if not found:
+            refusals[form.name] = reason or "no ranks short of break-even"
+        offers += found
+    return SiteScores(site, _worthy(offers), make_probe(problems) if offers else None, refusals)
+
+
+def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:
+    """The settings of one form that none of its others beats, thinned out."""
+    costs = [(setting, form.cost(site, setting)) for setting in form.settings(site, step)]
+    costs = [(setting, cost) for setting, cost in costs if share(cost, site.cost) < 1.0]
+    if not costs:
+        return []
+    score: Callable[[Setting], float] = form.scored(problems)
+    errors = np.array([score(setting) for setting, _ in costs])
+    errors[~np.isfinite(errors) | (errors > _MOST)] = np.inf
+    work = np.array([share(cost, site.cost) for _, cost in costs])
+    front = pareto(work, errors)
+    return [Scored(form, *costs[i], float(errors[i])) for i in _spread(front, errors)]
+
+
+def _spread(front: Sequence[int], errors: Float) -> list[int]:
+    """Some of a front, evenly over the logarithm of the error; the first one of those that lose next to nothing."""
+    if len(front) <= _KEPT:
+        return list(front)
+    levels = np.log10(np.maximum(errors[list(front)], _LEAST))
+    wanted = np.linspace(levels.min(), levels.max(), _KEPT)
+    return sorted({front[int(np.abs(levels - level).argmin())] for level in wanted})
+
+
+def _worthy(offers: Sequence[Scored]) -> tuple[Scored, ...]:
+    """All but those that another one beats in error with far less work."""
+
+    def work(offer: Scored) -> int:
+        return offer.cost.parameters if offer.cost.macs is None else offer.cost.macs
+
+    return tuple(
+        own for own in offers if not any(o.error <= own.error and work(o) < _DOMINATED * work(own) for o in offers)
+    )

@@ -1,0 +1,84 @@
+"""What an allocation is to reach, and the picks that reach it at the least loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.cost import Cost
+from onnxcomp.decomposition.menu import Choice, SiteMenu
+from onnxcomp.numeric.allocation import allocate, cheapest
+from onnxcomp.numeric.hull import descent
+
+__all__ = ["Resource", "Table", "Totals"]
+
+Resource = Literal["macs", "bytes", "ms"]
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the whole model takes: multiply-accumulates, bytes of constants, and milliseconds where it was timed."""
+
+    cost: Cost
+    ms: float | None
+
+    def of(self, resource: Resource) -> float:
+        """One of the three; NaN where it is not known."""
+        known = {"macs": self.cost.macs, "bytes": self.cost.bytes, "ms": self.ms}[resource]
+        return float("nan") if known is None else float(known)
+
+
+class Table:
+    """The menus as arrays, for one resource.
+
+    Args:
+        menus: One a site.
+        resource: What is scarce.
+        whole: What the model takes of it.
+    """
+
+    def __init__(self, menus: Sequence[SiteMenu], resource: Resource, whole: float) -> None:
+        self.resource = resource
+        own = [np.array([_amount(menu, choice, resource) for choice in menu.choices]) for menu in menus]
+        sites = float(sum(costs[0] for costs in own))
+        # Sites alone can take longer than together: caches and threads are their own. They share the model's time.
+        self._scale = whole / sites if resource == "ms" and sites > whole > 0.0 else 1.0
+        self.costs: list[Float] = [costs * self._scale for costs in own]
+        self.losses: list[Float] = [np.array([inf if c.why else c.loss for c in menu.choices]) for menu in menus]
+        self.fixed = whole - sites * self._scale
+        self.whole = whole
+
+    def within(self, budget: float) -> list[int] | None:
+        """The picks that lose least and bring the whole model to `budget` or less; None where none do."""
+        return allocate(self.costs, self.losses, budget - self.fixed)
+
+    def losing(self, allowed: float) -> list[int]:
+        """The picks that take least and are expected to lose `allowed` at most."""
+        return cheapest(self.costs, self.losses, allowed)
+
+    def least(self) -> list[int]:
+        """The picks that take least, whatever they lose."""
+        *_, last = descent(self.costs, self.losses)
+        return last
+
+    def total(self, picks: Sequence[int]) -> float:
+        """What the whole model takes with these picks."""
+        return self.fixed + float(sum(costs[i] for costs, i in zip(self.costs, picks, strict=True)))
+
+    def loss(self, picks: Sequence[int]) -> float:
+        """The relative squared error that is expected of the worst output."""
+        return float(sum(losses[i] for losses, i in zip(self.losses, picks, strict=True)))
+
+
+def _amount(menu: SiteMenu, choice: Choice, resource: Resource) -> float:
+    if resource == "bytes":
+        return float(choice.cost.bytes)
+    if resource == "ms":
+        return 0.0 if choice.time is None or menu.site_ms is None else choice.time * menu.site_ms
+    return float(choice.cost.parameters if choice.cost.macs is None else choice.cost.macs)
