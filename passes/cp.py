@@ -38,8 +38,8 @@ class Cp(Decomposition):
     bias. Grouped convolutions are factored group by group with equal ranks.
 
     Terms that grow and cancel each other lower the error on paper and ruin int8 and fine-tuning. A fit whose terms hold
-    more than ten times the energy of their sum (the measure of Phan et al. 2020) is not taken; the orthogonal terms that
-    every fit starts from are always there to fall back on.
+    more than ten times the energy of their sum (the measure of Phan et al. 2020) is not taken; the orthogonal terms
+    that every fit starts from are always there to fall back on.
 
     With calibration data the weight is decomposed in a space in which channels and kernel positions are nearly
     uncorrelated, then each factor in turn is fitted to the layer's output, given the inputs that the already compressed

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.contract import Value
+from onnxcomp.contract import Candidate, Context, Skip, Value
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants
 from onnxcomp.decomposition.problem import Factors, Setting, joined
 from onnxcomp.errors import OptionError
+from onnxcomp.graph.chain import describe_chain
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.geometry import Geometry, same_pads
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.structured import compose, core_kernel, fit_structured, structured_error, window, window_sums
 from onnxcomp.options import Bounds
+
+if TYPE_CHECKING:
+    from onnxcomp.calibration.gram import PatchGram
 
 __all__ = ["Structured"]
 
@@ -34,9 +38,9 @@ class Structured(Decomposition):
     """Replace a k x k convolution by sums over windows and an n x n convolution (structured convolution).
 
     K[o,i] ~ box * core[o,i]: windows of k - n + 1 taps an axis, then n taps (Bhalgat et al. 2020, section 4.1, with
-    c = C). The sums are an AveragePool, or a depthwise convolution with ones where the pads or the dilation allow no
-    AveragePool. They take the pads, the n x n convolution keeps the stride and carries the bias. Axes of no more than n
-    taps stay as they are.
+    c = C). The sums are a depthwise convolution with ones, or an AveragePool where pads and dilation allow it and it
+    was measured to be faster. They take the pads, the n x n convolution keeps the stride and carries the bias. Axes of
+    no more than n taps stay as they are.
 
     With calibration data the n x n kernels are the least-squares fit to the layer's output, given the inputs that the
     already compressed layers before it produce; without, the closest ones to the weight. Kernels trained without this
@@ -47,6 +51,8 @@ class Structured(Decomposition):
 
     Attributes:
         n: Taps an axis that are left, the same as a number for `rank`; 2 where nothing is given.
+        sums: ones: a depthwise convolution; pool: an AveragePool wherever the runtime takes one. Both are timed unless
+            given; where nothing is timed it is ones, since integer pools are slow.
     """
 
     name: ClassVar[str] = "structured"
@@ -56,6 +62,7 @@ class Structured(Decomposition):
     )
 
     n: Annotated[int, Bounds(1)] | None = None
+    sums: Literal["ones", "pool"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that exclude each other."""
@@ -83,10 +90,15 @@ class Structured(Decomposition):
 
     def asked(self, site: Site) -> list[Setting] | None:
         """The n that the user gave, or the default one."""
+        n = self.rank if isinstance(self.rank, int) else self.n
+        if n is None and not super().explicit():
+            n = _SIDE
+        return None if n is None else [Setting((n,), order) for order in self.orders(site)]
+
+    def orders(self, site: Site) -> tuple[str, ...]:
+        """How the sums are written."""
         del site
-        if self.rule == "energy" and not super().explicit():
-            return [Setting((self.n or _SIDE,))]
-        return [Setting((self.rank,))] if isinstance(self.rank, int) else None
+        return (self.sums or "ones",)
 
     def full(self, shape: tuple[int, ...], order: str) -> tuple[int, ...]:
         """(The longest side of the kernel,)."""
@@ -121,29 +133,38 @@ class Structured(Decomposition):
         core = core_kernel(shape[2:], setting.ranks[0])
         return {"box": (shape[1], 1, *window(shape[2:], core)), "core": (*shape[:2], *core)}
 
+    def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
+        """Propose the chain of the n that the options lead to; where chains are timed, with both kinds of sums."""
+        found = super().propose(site, gram, context)
+        timed = context.objective == "latency" and context.target.host
+        if isinstance(found, Skip) or self.sums is not None or not timed:
+            return found
+        setting = replace(self.setting(site, found[0].choice), order="pool")
+        links = _pooled(found[0].chain)
+        if links is None:
+            return found
+        return [*found, replace(found[0], chain=links, summary=describe_chain(links), choice=self.choice(setting))]
+
     def links(
         self, site: Site, setting: Setting, groups: Sequence[Factors], bias: NDArray[np.float32] | None
     ) -> tuple[Link, ...]:
         """The sums, then the core."""
-        del setting
         box, core = joined(groups, "box"), joined(groups, "core")
         sums, inner = _split(site.geometry, core.shape[2:])
-        if _pools(sums):
-            attributes = {k: v for k, v in sums.attributes().items() if k in ("kernel_shape", "strides", "pads")}
-            first = Link("box", "AveragePool", (), {**attributes, "count_include_pad": 1})
-            core = core * np.float32(prod(sums.kernel))
-        else:
-            first = Link("box", "Conv", (np.ones_like(box),), replace(sums, group=len(box)).attributes())
-        return first, Link("core", "Conv", (core, *constants(bias)), inner.attributes())
+        links = (
+            Link("box", "Conv", (np.ones_like(box),), replace(sums, group=len(box)).attributes()),
+            Link("core", "Conv", (core, *constants(bias)), inner.attributes()),
+        )
+        return (_pooled(links) or links) if setting.order == "pool" else links
 
     def choice(self, setting: Setting) -> dict[str, Value]:
         """The n."""
-        return {"n": setting.ranks[0]}
+        return {"n": setting.ranks[0], "sums": setting.order}
 
     def setting(self, site: Site, choice: Mapping[str, Value]) -> Setting:
         """The n of a choice."""
         del site
-        return Setting((int(choice["n"]),))
+        return Setting((int(choice["n"]),), str(choice["sums"]))
 
     def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
         """The core."""
@@ -207,7 +228,22 @@ def _split(geometry: Geometry, core: tuple[int, ...]) -> tuple[Geometry, Geometr
     return sums, inner
 
 
-def _pools(sums: Geometry) -> bool:
-    """Whether ONNX Runtime's AveragePool takes this geometry: no dilation, and each pad smaller than the window."""
-    fits = all(0 <= pad < size for pad, size in zip(sums.pads, sums.kernel * 2, strict=True))
-    return fits and all(d == 1 for d in sums.dilations)
+def _pooled(links: Sequence[Link]) -> tuple[Link, ...] | None:
+    """The chain with an AveragePool in place of the ones; None where ONNX Runtime takes none.
+
+    It takes no pad as large as its window, and no dilation before opset 19. Its mean is the sum over the number of taps,
+    which the core makes up for.
+    """
+    box, core = links
+    sums, weight = box.constants[0], core.constants[0]
+    size = sums.shape[2:]
+    pads, dilations = box.attributes["pads"], box.attributes["dilations"]
+    assert isinstance(pads, tuple) and isinstance(dilations, tuple)
+    if max(dilations) > 1 or not all(0 <= pad < taps for pad, taps in zip(pads, size * 2, strict=True)):
+        return None
+    attributes = {name: box.attributes[name] for name in ("kernel_shape", "strides", "pads")}
+    scaled = np.asarray(weight, np.float32) * np.float32(prod(size))
+    return (
+        Link("box", "AveragePool", (), {**attributes, "count_include_pad": 1}),
+        replace(core, constants=(scaled, *core.constants[1:])),
+    )

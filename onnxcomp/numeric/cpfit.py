@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.numeric.cp import CP, DIVERGED, alternate, compose, divergence, shared, slice_terms
 from onnxcomp.numeric.leastsquares import cholesky, conjugate_gradients, solve
-from onnxcomp.numeric.moments import Covariance, Moments, channel_average, regularised
+from onnxcomp.numeric.moments import Covariance, Moments, channel_average
 
 __all__ = ["TermErrors", "fit_cp"]
 
@@ -108,7 +108,7 @@ def _flat(weight: NDArray[np.floating], moments: Moments | None) -> Float:
 
 def _covariance(k: Float, moments: Moments, damping: float) -> Covariance:
     complete = moments if moments.has_targets else moments.with_weight(k)
-    return regularised(complete.centred(), k.reshape(len(k), -1), damping)
+    return complete.damped(k, damping)
 
 
 def _explained(k: Float, most: int, covariance: Covariance) -> Float:

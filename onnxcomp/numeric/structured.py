@@ -15,7 +15,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcomp.numeric.leastsquares import cholesky, solve
-from onnxcomp.numeric.moments import Covariance, Moments, regularised
+from onnxcomp.numeric.moments import Covariance, Moments
 
 __all__ = ["box_matrix", "compose", "core_kernel", "fit_structured", "structured_error", "window", "window_sums"]
 
@@ -53,7 +53,8 @@ def box_matrix(kernel: Sequence[int], core: Sequence[int]) -> Float:
     box: Float = np.ones((1, 1))
     for k, c in zip(kernel, core, strict=True):
         shift = np.arange(k)[:, None] - np.arange(c)
-        box = np.kron(box, ((shift >= 0) & (shift <= k - c)).astype(np.float64))
+        band = ((shift >= 0) & (shift <= k - c)).astype(np.float64)
+        box = np.asarray(np.kron(box, band), np.float64)
     return box
 
 
@@ -84,7 +85,7 @@ def fit_structured(weight: NDArray[np.floating], moments: Moments | None, n: int
         flat = k.reshape(*k.shape[:2], -1)
         box = box_matrix(k.shape[2:], core)
         fitted = np.linalg.lstsq(box, flat.reshape(-1, flat.shape[2]).T, rcond=None)[0].T
-        return np.ascontiguousarray(fitted).reshape(*k.shape[:2], *core)
+        return np.asarray(fitted, np.float64).reshape(*k.shape[:2], *core)
     xx, yx = _summed(_covariance(k, moments, damping), k.shape, core)
     return solve(cholesky(xx), yx.T).T.reshape(*k.shape[:2], *core)
 
@@ -118,7 +119,7 @@ def _covariance(k: Float, moments: Moments, damping: float) -> Covariance:
     if len(moments.xx) != k[0].size:
         raise ValueError(f"moments of {len(moments.xx)} dimensions do not fit a weight of shape {k.shape}")
     complete = moments if moments.has_targets else moments.with_weight(k)
-    return regularised(complete.centred(), k.reshape(len(k), -1), damping)
+    return complete.damped(k, damping)
 
 
 def _summed(covariance: Covariance, shape: tuple[int, ...], core: tuple[int, ...]) -> tuple[Float, Float]:
