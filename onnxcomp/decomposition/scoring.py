@@ -35,6 +35,12 @@ Float = NDArray[np.float64]
 _KEPT = 12
 # An error below is as good as none, one above as bad as losing the layer.
 _LEAST, _MOST = 1e-5, 0.7
+# Patches a dimension: to rank candidates takes fewer than to fit the one that is chosen.
+_PATCHES = 4
+# Bytes of activations in memory; the Grams need the rest.
+_MEMORY = 1 << 28
+# Ranks of one side that are scored, the smaller ones closer together.
+_RANKS = 12
 # A form that takes so much more work than another one for the same error is not worth its timing; memory-bound nodes
 # do not follow their MACs closer than this.
 _DOMINATED = 0.7
@@ -127,7 +133,7 @@ def _tasks(
         return
     kinds = {site.kind for site in sites}
     alive = lifetimes(model.graph, lambda node: node.op_type in kinds)
-    frontier = Frontier(model, alive, context.data, context.workdir, [1 << 30])
+    frontier = Frontier(model, alive, context.data, context.workdir, [_MEMORY])
     order = {node: index for index, node in enumerate(model.graph)}
     try:
         for site in sites:
@@ -135,7 +141,7 @@ def _tasks(
             if not site.geometry.transposed:
                 name = data_input(site.node)
                 frontier.advance(order[site.node], [name])
-                gram = site_gram(site, len(context.data), context.seed)
+                gram = site_gram(site, len(context.data), context.seed, a_dimension=_PATCHES)
                 for batch in frontier.values(name):
                     gram.update(rows_of(site, batch))
                     if gram.full:
@@ -160,7 +166,7 @@ def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, s
 
 def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:
     """The settings of one form that none of its others beats, thinned out."""
-    costs = [(setting, form.cost(site, setting)) for setting in form.settings(site, step)]
+    costs = [(setting, form.cost(site, setting)) for setting in _thinned(form.settings(site, step))]
     costs = [(setting, cost) for setting, cost in costs if share(cost, site.cost) < 1.0]
     if not costs:
         return []
@@ -170,6 +176,24 @@ def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: 
     work = np.array([share(cost, site.cost) for _, cost in costs])
     front = pareto(work, errors)
     return [Scored(form, *costs[i], float(errors[i])) for i in _spread(front, errors)]
+
+
+def _thinned(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings of which every rank is one of a few, in geometric steps."""
+    by_order: dict[str, list[Setting]] = {}
+    for setting in settings:
+        by_order.setdefault(setting.order, []).append(setting)
+    kept: list[Setting] = []
+    for own in by_order.values():
+        sides = zip(*(setting.ranks for setting in own), strict=True)
+        few = [_few(sorted(set(side))) for side in sides]
+        kept += [s for s in own if all(rank in side for rank, side in zip(s.ranks, few, strict=True))]
+    return kept
+
+
+def _few(ranks: Sequence[int]) -> frozenset[int]:
+    wanted = np.geomspace(ranks[0], ranks[-1], _RANKS)
+    return frozenset(ranks[int(np.abs(np.array(ranks) - rank).argmin())] for rank in wanted)
 
 
 def _spread(front: Sequence[int], errors: Float) -> list[int]:

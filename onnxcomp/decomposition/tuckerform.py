@@ -48,13 +48,17 @@ class TuckerForm(Decomposition):
 
     def scores(self, weight: Float, moments: Moments | None) -> Callable[[Setting], float]:
         """Without moments the sum of both sides' squared tails, an upper bound that is exact for a single side."""
-        cache: dict[tuple[int, ...], Callable[[int | None, int | None], float]] = {}
+        cache: dict[tuple[tuple[int, ...], int | None], Callable[[int | None, int | None], float]] = {}
 
         def score(setting: Setting) -> float:
             axes = self.first_axes(weight.shape[2:], setting.order)
-            if axes not in cache:
-                cache[axes] = _errors(_View.of(weight.shape, axes), weight, moments)
-            return cache[axes](*self.sides(weight.shape, setting))
+            rank_in, rank_out = self.sides(weight.shape, setting)
+            view = _View.of(weight.shape, axes)
+            # Ranks past break-even are asked for by users alone; to leave them out makes the factorisation small.
+            most = max(rank_in, view.break_even(weight.shape)) if axes and rank_in and rank_out is None else None
+            if (axes, most) not in cache:
+                cache[axes, most] = _errors(view, weight, moments, most)
+            return cache[axes, most](rank_in, rank_out)
 
         return score
 
@@ -161,6 +165,11 @@ class _View:
         """Kernel of the core."""
         return tuple(1 if a in self.axes else k for a, k in enumerate(self.kernel))
 
+    def break_even(self, shape: tuple[int, ...]) -> int:
+        """The largest input rank with which two nodes have fewer weights than the layer."""
+        ins, outs = shape[1] * prod(self.inner), shape[0] * prod(self.outer)
+        return max(1, ins * outs // (ins + outs))
+
     def weight(self, weight: Float) -> Float:
         seen = weight.reshape(len(weight), -1)[:, self.order]
         return seen.reshape(len(weight), -1, prod(self.outer))
@@ -195,10 +204,12 @@ class _View:
         return found
 
 
-def _errors(view: _View, weight: Float, moments: Moments | None) -> Callable[[int | None, int | None], float]:
+def _errors(
+    view: _View, weight: Float, moments: Moments | None, most: int | None
+) -> Callable[[int | None, int | None], float]:
     seen = view.weight(weight)
     if moments is not None:
-        return RankErrors(seen, view.moments(moments))
+        return RankErrors(seen, view.moments(moments), most)
     ins, outs = (tail_energy(s) for s in mode_spectra(seen))
 
     def error(rank_in: int | None, rank_out: int | None) -> float:

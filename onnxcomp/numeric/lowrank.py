@@ -32,7 +32,6 @@ from onnxcomp.numeric.moments import (
     predicted_error,
     project_cross,
     project_gram,
-    regularised,
 )
 from onnxcomp.numeric.tucker import Tucker2, compose, leading_vectors, relative_error, unfold_in
 
@@ -87,7 +86,7 @@ def fit_tucker2(
     _check(k, moments, rank_in, rank_out)
     complete = moments if moments.has_targets else moments.with_weight(k, bias)
     assert complete.mean_y is not None  # either branch gives targets
-    covariance = regularised(complete.centred(), k.reshape(len(k), -1), damping)
+    covariance = complete.damped(k, damping)
     channel = channel_average(covariance.xx, prod(k.shape[2:]))
     first = None if rank_in is None else _input_factor(k, channel, rank_in)
     core, last = _refit(covariance, first, k.shape, rank_out)
@@ -106,26 +105,30 @@ class RankErrors:
     """What each pair of ranks loses of a layer's output, exactly as `fit_tucker2` without sweeps would.
 
     One Cholesky factorisation of the patch Gram in the whitened channel basis serves all pairs: the regression on the
-    first r inner channels is a prefix of the regression on all of them. Errors are relative to what full ranks explain.
+    first r inner channels is a prefix of the regression on all of them. Errors are relative to the targets' variance.
 
     Args:
         weight: (Co, Ci, *kernel).
         moments: Of the layer's patches, targets optional.
+        most: The largest input rank that will be asked for short of the full one; None for any. A small one is cheaper.
         damping: As in `fit_tucker2`.
     """
 
-    def __init__(self, weight: NDArray[np.floating], moments: Moments, *, damping: float = 1e-2) -> None:
+    def __init__(
+        self, weight: NDArray[np.floating], moments: Moments, most: int | None = None, *, damping: float = 1e-2
+    ) -> None:
         k = np.asarray(weight, np.float64)
         _check(k, moments, None, None)
         complete = moments if moments.has_targets else moments.with_weight(k)
-        covariance = regularised(complete.centred(), k.reshape(len(k), -1), damping)
-        channels = k.shape[1]
-        self._taps = prod(k.shape[2:])
+        covariance = complete.damped(k, damping)
+        channels = k.shape[1] if most is None else min(most, k.shape[1])
+        self._channels, self._taps = k.shape[1], prod(k.shape[2:])
         basis = _input_factor(k, channel_average(covariance.xx, self._taps), channels)
         lower = cholesky(project_gram(covariance.xx, basis))
         cross = project_cross(covariance.yx, basis)
         self._response: Float = scipy.linalg.solve_triangular(lower, cross.T, lower=True)
-        self._total = float(np.vdot(self._response, self._response))
+        self._explained = np.cumsum(np.square(self._response).sum(axis=1))
+        self._total = float(covariance.yy.sum())
         self._tails: dict[int, Float] = {}
 
     def spectra(self) -> tuple[Float, Float]:
@@ -144,8 +147,12 @@ class RankErrors:
         """Relative squared output error of a pair of ranks, None for a side left whole."""
         if self._total == 0.0:
             return 0.0
-        tail = self._output_tail(len(self._response) // self._taps if rank_in is None else rank_in)
-        return float(tail[-1 if rank_out is None else rank_out])
+        rank = self._channels if rank_in is None else rank_in
+        if rank * self._taps > len(self._response):
+            raise ValueError(f"input rank {rank} is more than the {len(self._response) // self._taps} asked for")
+        if rank_out is None:
+            return max(0.0, 1.0 - float(self._explained[rank * self._taps - 1]) / self._total)
+        return float(self._output_tail(rank)[rank_out])
 
     def _output_tail(self, rank_in: int) -> Float:
         """Errors at that input rank for output ranks 0 .. Co."""

@@ -7,7 +7,7 @@ that W is fitted on the covariances.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,7 @@ class Moments:
     yx: Float | None = None
     mean_y: Float | None = None
     yy: Float | None = None
+    _damped: dict[float, Covariance] = field(default_factory=dict[float, Covariance], repr=False)
 
     @property
     def has_targets(self) -> bool:
@@ -88,6 +89,17 @@ class Moments:
             mean_y=response + b,
             yy=np.einsum("od,od->o", linear, w) + 2 * b * response + b * b,
         )
+
+    def damped(self, weight: Float, damping: float) -> Covariance:
+        """The covariances, pulled towards a weight (see `regularised`); computed once for all that are fitted to them.
+
+        Args:
+            weight: The layer's own, (Co, d) or (Co, Ci, *kernel); the same in every call.
+            damping: As in `regularised`.
+        """
+        if damping not in self._damped:
+            self._damped[damping] = regularised(self.centred(), weight.reshape(len(weight), -1), damping)
+        return self._damped[damping]
 
     def centred(self) -> Covariance:
         """The covariances. Raises ValueError where there are no targets."""

@@ -160,7 +160,7 @@ def test_rank_errors_are_those_of_the_fit_before_sweeps(seed: int, rank_in: int,
         fit = fit_tucker2(weight, bias, _moments(x), *ranks, sweeps=0, damping=0.0)
         assert errors(*ranks) == pytest.approx(fit.error, rel=1e-4, abs=1e-8)
     tails = [float((s[r:] ** 2).sum()) for s, r in zip(errors.spectra(), (rank_in, rank_out), strict=True)]
-    assert max(tails) - 1e-12 <= errors(rank_in, rank_out) <= sum(tails) + 1e-12
+    assert max(tails) - 1e-8 <= errors(rank_in, rank_out) <= sum(tails) + 1e-8  # of the jitter
     assert RankErrors(np.zeros_like(weight), _moments(x))(rank_in, rank_out) == 0.0
 
 
