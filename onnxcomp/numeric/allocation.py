@@ -40,9 +40,11 @@ def allocate(costs: Sequence[Float], losses: Sequence[Float], budget: float | Fl
         always the same ones.
 
     Raises:
-        ValueError: Shapes do not match, a cost is not finite, a loss is negative or NaN.
+        ValueError: Shapes do not match, a cost is not finite, a loss is negative or NaN, the budget is NaN.
     """
     limits = np.atleast_1d(np.asarray(budget, np.float64))
+    if np.isnan(limits).any():
+        raise ValueError("the budget is NaN")
     _check(costs, losses, len(limits))
     uses = [cost.reshape(len(cost), -1) for cost in costs]
     return _solve([np.asarray(loss, np.float64) for loss in losses], uses, limits)
@@ -94,6 +96,8 @@ def _solve(goals: Sequence[Float], uses: Sequence[Float], limits: Float) -> list
     slack = _slack(least, limits)
     if (slack < 0.0).any():
         return None
+    # A budget that is no limit, even an infinite one.
+    slack = np.minimum(slack, 2 * np.sum([np.ptp(site.use, axis=0) for site in sites], axis=0))
     sites = [_considered(site, low, slack) for site, low in zip(sites, least, strict=True)]
     picks = solve(sites, slack) if all(len(site.number) for site in sites) else None
     return None if picks is None else [int(site.number[pick]) for site, pick in zip(sites, picks, strict=True)]
@@ -107,7 +111,8 @@ def _slack(least: Sequence[Float], limits: Float) -> Float:
     """What the limits leave beyond the least that every site needs, with room for the rounding of the sums."""
     needed = [fsum(column) for column in np.array(least).T.tolist()]
     size = [fsum(column) for column in np.abs(least).T.tolist()]
-    slack: Float = limits - needed + _ROUNDING * np.maximum(size, np.abs(limits))
+    finite = np.where(np.isfinite(limits), limits, 0.0)
+    slack: Float = limits - needed + _ROUNDING * np.maximum(size, np.abs(finite))
     return slack
 
 

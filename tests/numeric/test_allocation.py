@@ -189,6 +189,7 @@ def test_two_resources_of_a_model(seed: int, macs: float, time: float) -> None:
         ([np.ones((2, 2))], [np.zeros(2)], 1.0, "for 1 resources"),
         ([np.ones(2)], [np.zeros(2)], np.ones(2), "for 2 resources"),
         ([np.array([1.0, inf])], [np.zeros(2)], 1.0, "not finite"),
+        ([np.ones(2)], [np.zeros(2)], np.nan, "budget"),
         ([np.ones(2)], [np.array([0.0, -1.0])], 1.0, "negative"),
         ([np.ones(2)], [np.array([0.0, np.nan])], 1.0, "negative or NaN"),
     ],
@@ -206,6 +207,15 @@ def test_forbidden_options() -> None:
     assert cheapest(costs, [np.array([0.0, inf, 3.0])], 1e9) == [2]
     with pytest.raises(ValueError, match="more than the 1 allowed"):
         cheapest(costs, [np.array([2.0, inf, 3.0])], 1.0)
+
+
+def test_a_budget_that_is_no_limit() -> None:
+    costs, losses = [np.array([5.0, 4.0, 3.0]), np.ones(1)], [np.array([2.0, 1.0, 3.0]), np.zeros(1)]
+    assert allocate(costs, losses, inf) == allocate(costs, losses, 1e300) == [1, 0]
+    assert allocate(costs, losses, -inf) is None
+    assert cheapest(costs, losses, inf) == [2, 0]
+    both = [np.column_stack([c, c]) for c in costs]
+    assert allocate(both, losses, np.array([inf, 4.0])) == [2, 0]
 
 
 def test_of_no_sites_nothing_is_picked() -> None:
