@@ -1,5 +1,5 @@
-"""Hold an error budget for a whole pipeline: when it is overshot, the sites that cost most get milder options, and then
-are given back, until it holds; no more of them than it takes.
+"""Hold an error budget for a whole pipeline: passes that can be turned are, up or down; then the sites that cost most
+get milder options, and then are given back, until it holds; no more of them than it takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcomp.budget import Budget
 from onnxcomp.contract import Change, Context, Override, Value
 from onnxcomp.data import Feeds
+from onnxcomp.dial import Reading, turn
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.intake import Intake
@@ -24,6 +25,8 @@ __all__ = ["Outcome", "Relief", "within_budget"]
 
 # Enough to tell garbage from a good model.
 _PROBED = 128
+# A dial that starts at its default is turned up by no more than this.
+_MOST = 32.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Outcome:
 def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
     """Run the plan; where the budget does not hold, relieve as few sites as it takes, the largest error first.
 
-    First those that have milder options get them, then sites are left alone. Without a budget, and with nothing in the
+    Passes with a dial are turned first, up where there is room. Then the sites that have milder options get them, then
+    sites are left alone. Without a budget, and with nothing in the
     plan that the user asked for by amount, the outputs must still resemble the original's on the calibration data, made
     up or not: defaults never write garbage.
 
@@ -83,6 +87,8 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
     if judge is None:
         return outcome
     quality = judge.quality(outcome.model)
+    if budget:
+        plan, outcome, quality = _turned(start, plan, context, judge, (outcome, quality))
     failures = judge.failures(quality)
     done: tuple[Relief, ...] = ()
     for reliefs in (_milder, _returned):
@@ -92,6 +98,31 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
         outcome, failures, quality, done = trials.search(outcome, quality)
         context = trials.context
     return replace(outcome, steps=_told(outcome.steps, done), failures=failures if budget else (), reliefs=done)
+
+
+def _turned(
+    start: ir.Model, plan: Plan, context: Context, judge: _Judge, first: tuple[Outcome, Quality]
+) -> tuple[Plan, Outcome, Quality]:
+    """Turn those passes that can be turned, all by the same amount, until the budget just holds."""
+    if plan.replay is not None or not any(item.eased(0.5) for item in plan.passes):
+        return plan, *first
+
+    def read(outcome: Outcome, quality: Quality) -> Reading[tuple[Outcome, Quality]]:
+        return Reading((outcome, quality), judge.slack(quality), not judge.failures(quality))
+
+    def run(amount: float) -> Reading[tuple[Outcome, Quality]]:
+        outcome = Outcome(*run_passes(start, _eased(plan, amount), context))
+        return read(outcome, judge.quality(outcome.model))
+
+    free = not any(item.explicit() for item in plan.passes if item.eased(0.5))
+    amount, reading = turn(read(*first), run, most=_MOST if free else 1.0)
+    return _eased(plan, amount), *reading.result
+
+
+def _eased(plan: Plan, amount: float) -> Plan:
+    if amount == 1.0:
+        return plan
+    return replace(plan, passes=tuple(item.eased(amount) or item for item in plan.passes))
 
 
 class _Trials:
@@ -167,6 +198,10 @@ class _Judge:
 
     def failures(self, quality: Quality) -> tuple[str, ...]:
         return self._budget.failures(self._before, quality)
+
+    def slack(self, quality: Quality) -> float:
+        """By what factor the noise may be expected to grow before a limit breaks."""
+        return self._budget.slack(self._before, quality, _noise(quality))
 
     def allowed(self, quality: Quality) -> float:
         """The noise power, relative to the signal, with which the limits may be expected to hold."""

@@ -40,6 +40,19 @@ class Budget:
         drop = 100 * (before.top1 - after.top1)
         return min(allowed, noise * min(max(self.max_drop / drop, 0.25), 0.9)) if drop > self.max_drop else allowed
 
+    def slack(self, before: Quality, after: Quality, noise: float) -> float:
+        """Return by what factor the noise may be expected to grow before a limit breaks; below 1 where one is broken.
+
+        A drop of accuracy is taken to be in proportion to the noise, within bounds.
+        """
+        found = float("inf") if self.min_sqnr is None or noise <= 0 else 10 ** (-self.min_sqnr / 10) / noise
+        if self.max_drop is None or before.top1 is None or after.top1 is None:
+            return found
+        drop = 100 * (before.top1 - after.top1)
+        if drop <= self.max_drop / 4:  # next to nothing, or a gain by chance
+            return min(found, 4.0)
+        return min(found, max(self.max_drop / drop, 0.25))
+
     def failures(self, before: Quality, after: Quality) -> tuple[str, ...]:
         """Say which limits do not hold.
 

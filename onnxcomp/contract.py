@@ -288,6 +288,14 @@ class Pass(ABC):
         """Whether the user named an amount (ranks, bits ...), which is applied even where accuracy suffers."""
         return False
 
+    def eased(self, amount: float) -> Pass | None:
+        """Return the pass with its trade of accuracy for gain turned down (below 1) or up (above); None: it has none.
+
+        An accuracy budget turns it before it gives sites back. What the user named is never turned up.
+        """
+        del amount
+        return None
+
     @abstractmethod
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Rewrite `model` in place and account for every site."""

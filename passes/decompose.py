@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from onnxcomp.contract import Context, Pass, PassReport, Saves
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Decompose"]
 
 _LOSS = 0.01
+_MOST = 0.9
 Part = Annotated[float, Bounds(0, 1, open_low=True, open_high=True)]
 
 
@@ -75,6 +76,20 @@ class Decompose(Pass):
     def explicit(self) -> bool:
         """Whether the user named an amount."""
         return any(value is not None for value in (self.macs, self.speedup, self.size, self.loss, self.use))
+
+    def eased(self, amount: float) -> Pass | None:
+        """Ask for another loss, or for less of a target."""
+        if self.use is not None:
+            return None
+        if not self.explicit() or self.loss is not None:
+            return replace(self, loss=min((self.loss or _LOSS) * amount, _MOST))
+        less = min(amount, 1.0)
+        if self.speedup is not None:
+            return replace(self, speedup=1.0 + (self.speedup - 1.0) * less)
+        if self.macs is not None:
+            return replace(self, macs=1.0 - (1.0 - self.macs) * less)
+        assert self.size is not None  # the last of the targets
+        return replace(self, size=1.0 - (1.0 - self.size) * less)
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Score, time, choose, fit."""
