@@ -53,9 +53,9 @@ def fitted(
     """
     if problems[0].moments is None:
         factors = [form.factor(p.weight, None, setting) for p in problems]
-        error = _mean(
-            [relative_error(p.weight, form.compose(f)) for p, f in zip(problems, factors, strict=True)], problems
-        )
+        shares = _shares(problems)
+        parts = zip(problems, factors, shares, strict=True)
+        error = sum(relative_error(p.weight, form.compose(f)) * share for p, f, share in parts if share)
         return Fitted(tuple(form.balanced(f, None) for f in factors), site.bias, error)
     groups: list[Factors] = []
     biases: list[Float] = []
@@ -74,18 +74,20 @@ def mean_scores(
 ) -> Callable[[Setting], float]:
     """The predicted error of a setting over all groups."""
 
+    shares = _shares(problems)
+
     def score(setting: Setting) -> float:
-        return _mean([own(setting) for own in scores], problems)
+        return sum(own(setting) * share for own, share in zip(scores, shares, strict=True) if share)
 
     return score
 
 
-def _mean(errors: Sequence[float], problems: Sequence[Problem]) -> float:
-    """The mean error of outputs; errors of weights count by the energy of the group."""
+def _shares(problems: Sequence[Problem]) -> list[float]:
+    """What each group counts in a mean: errors of outputs alike, errors of weights by the energy of the group."""
     if problems[0].moments is not None:
-        return float(np.mean(errors))
+        return [1 / len(problems)] * len(problems)
     energy = [float(np.vdot(p.weight, p.weight)) for p in problems]
-    return sum(e * w for e, w in zip(errors, energy, strict=True) if w) / (sum(energy) or 1.0)
+    return [own / (sum(energy) or 1.0) for own in energy]
 
 
 def _one(form: Form, problem: Problem, setting: Setting, samples: Samples | None) -> tuple[Factors, Float, float]:
