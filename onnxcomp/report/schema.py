@@ -15,6 +15,11 @@
                           skips: site, reason
                           sensitivity: site, error, sqnr (dB), kl (nats) or null, drop_points or null, samples;
                           worst first, sites that were given back too; empty where it was not measured
+                          offers: site, form, macs or null, parameters, bytes, time (relative to the site's) or null,
+                          site_ms or null, error, loss, chosen, why (it was out; empty where it was not);
+                          what an allocator chose from, else empty
+                          frontier: macs or null, bytes, time_ms or null, loss, chosen; by rising loss, of the
+                          layers that were chosen for; the first point leaves them as they are; empty as offers
     fates                 node, op_type, kernel, integer, reason: what the runtime does with each node of the result
     warnings, failures    what to know; limits that do not hold
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxcomp.report.frontier import candidates_table, frontier_line, frontier_table
 from onnxcomp.report.sensitivity import sensitivity_table
 from onnxcomp.report.table import Table
 from onnxcomp.report.text import count, decibels, percent, ratio, size
@@ -43,6 +44,7 @@ def view(document: Document, *, full: bool) -> View:
             _skips(step, full),
             sensitivity_table(step, full),
         ]
+        tables += [frontier_table(step), candidates_table(step)] if full else []
     tables.append(_fates(document["fates"], full))
     return View(
         document["headline"],
@@ -228,7 +230,7 @@ def _figure(value: object) -> str:
 def _notes(document: Document, full: bool) -> Iterable[str]:
     yield f"calibrated on: {document['data']}"
     for step in document["steps"]:
-        yield from (f"{step['spec']}: {note}" for note in step["notes"])
+        yield from (f"{step['spec']}: {note}" for note in (*step["notes"], frontier_line(step)) if note)
     folded = document["folded"]
     shown = folded if full else folded[:_FEW]
     yield from (f"canonicalised: {line}" for line in shown)

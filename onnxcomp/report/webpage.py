@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from onnxcomp.report.plot import to_svg
 from onnxcomp.report.text import printable
 from onnxcomp.report.view import Table, view
 
@@ -41,7 +42,8 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     title = f"<h2>{_text(table.title)}</h2>"
-    return f"{title}\n<table><thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
+    picture = "" if table.plot is None else to_svg(table.plot)
+    return f"{title}\n{picture}\n<table><thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
 
 
 def _class(column: int, table: Table) -> str:

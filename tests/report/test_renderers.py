@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from onnxcomp.contract import PassReport, Skip
+from onnxcomp.contract import FrontierPoint, Offer, PassReport, Skip
 from onnxcomp.errors import InputError, OutputError
 from onnxcomp.pipeline import PipelineReport
 from onnxcomp.report.markdown import to_markdown
@@ -29,7 +29,9 @@ def hostile(report: PipelineReport) -> PipelineReport:
     """The report with a name from hell in every place where names go."""
     step = report.steps[0]
     change = replace(step.report.changes[0], site=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE})
-    worse = PassReport((change,), (Skip(HOSTILE, HOSTILE),), (HOSTILE,))
+    offers = tuple(Offer(HOSTILE, HOSTILE, 1, 1, 4, 0.5, 1.0, 0.1, 0.1, not why, why) for why in ("", HOSTILE))
+    frontier = (FrontierPoint(2, 8, 2.0, 0.0, False), *(FrontierPoint(1, 4, 1.0, 0.1, own) for own in (True, False)))
+    worse = PassReport((change,), (Skip(HOSTILE, HOSTILE),), (HOSTILE,), (), offers, frontier)
     fate = replace(report.fates[0], node=HOSTILE, reason=HOSTILE)
     return replace(
         report,
@@ -132,6 +134,13 @@ def test_hostile_names_in_markdown(hostile: PipelineReport) -> None:
     assert widths <= heads
 
 
+DRAWN = {"svg", "g", "line", "polyline", "circle", "text"}
+DRAWING = {
+    *("viewbox", "width", "height", "role", "aria-label", "fill", "stroke", "stroke-width", "stroke-opacity"),
+    *("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "points", "text-anchor", "font-size"),
+}
+
+
 class Tags(HTMLParser):
     """Collects every element and attribute of a page."""
 
@@ -152,8 +161,10 @@ def test_hostile_names_in_html(hostile: PipelineReport) -> None:
     assert page.seen <= {
         *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "footer"),
         *("table", "thead", "tbody", "tr", "th", "td"),
+        *DRAWN,
     }
-    assert page.attributes <= {"lang", "charset", "class"}
+    assert page.seen >= DRAWN
+    assert page.attributes <= {"lang", "charset", "class", *DRAWING}
     assert "&lt;script&gt;" in text
     assert "\x1b" not in text
 
