@@ -231,8 +231,8 @@ def _split(geometry: Geometry, core: tuple[int, ...]) -> tuple[Geometry, Geometr
 def _pooled(links: Sequence[Link]) -> tuple[Link, ...] | None:
     """The chain with an AveragePool in place of the ones; None where ONNX Runtime takes none.
 
-    It takes no pad as large as its window, and no dilation before opset 19. Its mean is the sum over the number of taps,
-    which the core makes up for.
+    It takes no pad as large as its window, and no dilation before opset 19. Its mean is the sum divided by the number
+    of taps, which the core makes up for.
     """
     box, core = links
     sums, weight = box.constants[0], core.constants[0]
