@@ -83,6 +83,8 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
     """
     context = replace(context, budgeted=bool(budget))
     outcome = Outcome(*run_passes(start, plan, context))
+    if not budget and not any(step.kept and step.report.changes for step in outcome.steps):
+        return outcome
     judge = _Judge.of(intake, plan, budget, context.statistics is not None)
     if judge is None:
         return outcome
@@ -177,7 +179,8 @@ class _Judge:
         if feeds is None:
             raise InputError("an accuracy budget needs data to measure on; give --eval or --data")
         self._budget, self._original, self._feeds, self._limit = budget, intake.model, feeds, limit
-        self._before = evaluate(intake.model, feeds, limit=limit)
+        # Only a drop of accuracy is counted from the original's own; else one sample tells whether it runs.
+        self._before = evaluate(intake.model, feeds, limit=1 if budget.max_drop is None else limit)
 
     @classmethod
     def of(cls, intake: Intake, plan: Plan, budget: Budget, statistics: bool) -> _Judge | None:

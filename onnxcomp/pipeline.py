@@ -35,6 +35,8 @@ Choices = Mapping[str, Mapping[str, Value]]
 
 # A pass that saves bytes may cost this much time under ``latency`` (design, "What a pass saves").
 _BYTES_MAY_COST = 0.98
+# Width of the interval of a whole model's speed, where it leaves no doubt which one is faster.
+_DECIDED = 0.03
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def time_models(base: ir.Model, other: ir.Model, context: Context) -> Speedup | 
     if context.objective != "latency" or not context.target.host or feeds is None:
         return None
     feed = feeds.first(1)
-    speedup = paired(base, other, feed, threads=context.threads)
+    speedup = paired(base, other, feed, threads=context.threads, decided=_DECIDED)
     if speedup.low < 1.0 < speedup.high:
         speedup = paired(base, other, feed, threads=context.threads, rounds=600, budget_s=15.0)
     return speedup

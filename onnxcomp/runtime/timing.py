@@ -69,10 +69,12 @@ def paired(
     threads: int = 1,
     rounds: int = 200,
     budget_s: float = 6.0,
+    decided: float = 0.0,
 ) -> Speedup:
     """Time two models against each other on one feed.
 
-    Rounds are added until the interval is 1 % wide, `rounds` are done or `budget_s` is spent; at least 8 are done.
+    Rounds are added until the interval is 1 % wide (or `decided`, where it does not hold 1), `rounds` are done or
+    `budget_s` is spent; at least 8 are done.
 
     Args:
         base: The reference: a model, bytes, a path or an open session.
@@ -81,12 +83,13 @@ def paired(
         threads: Intra-op threads of the sessions opened here.
         rounds: At most that many pairs.
         budget_s: Seconds after which no further round starts.
+        decided: Width of an interval that will do, as a share of the ratio, where it is clear which one is faster.
 
     Raises:
         ModelError, DataError: As :func:`onnxcomp.runtime.session.run`.
     """
     calls = [_caller(model, feed, threads) for model in (base, other)]
-    times = interleaved(calls, rounds, budget_s, lambda done: _narrow(done[0] / done[1]))
+    times = interleaved(calls, rounds, budget_s, lambda done: _settled(done[0] / done[1], decided))
     ratios = times[0] / times[1]
     low, high = median_interval(ratios)
     medians = np.median(times, axis=1) * 1e3
@@ -137,8 +140,13 @@ def median_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[f
 
 
 def _narrow(ratios: NDArray[np.float64]) -> bool:
+    return _settled(ratios, _NARROW)
+
+
+def _settled(ratios: NDArray[np.float64], decided: float) -> bool:
     low, high = median_interval(ratios)
-    return high - low <= _NARROW * float(np.median(ratios))
+    width = (high - low) / float(np.median(ratios))
+    return width <= _NARROW or (width <= decided and not low <= 1.0 <= high)
 
 
 def _caller(model: Runnable, feed: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], None]:
@@ -158,15 +166,16 @@ def interleaved(
     budget_s: float,
     enough: Callable[[NDArray[np.float64]], bool],
     warm_s: float = _WARM_S,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> NDArray[np.float64]:
     """Run the calls in turns; return seconds a run, float64 [calls, rounds].
 
     Each call is warmed up for `warm_s` seconds first and repeated so that a sample takes 2 ms or more. Rounds go on
     until `rounds` are done, `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at
     least 8 are done. The order turns round every round, and garbage collection waits. What is measured passes on
-    `clock`, what is spent on that of the wall.
+    `clock` (that of the wall unless another one is given), what is spent on the wall's.
     """
+    clock = clock or time.perf_counter
     repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call, warm_s, clock))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))

@@ -119,6 +119,36 @@ def test_short_runs_are_repeated_until_a_sample_is_long_enough(monkeypatch: pyte
     assert calls == pytest.approx(warm + 8 * (20 + 1), abs=8 + 2)
 
 
+@pytest.mark.parametrize(("other_s", "decided", "rounds"), [(0.5, 0.1, 16), (0.5, 0.0, 40), (1.0, 0.1, 40)])
+def test_a_clear_verdict_takes_fewer_rounds(
+    monkeypatch: pytest.MonkeyPatch, other_s: float, decided: float, rounds: int
+) -> None:
+    clock = Clock(monkeypatch)
+    wobble = itertools.cycle([0.98, 0.99, 1.0, 1.01, 1.02])
+
+    def caller(seconds: float, *arguments: object) -> object:
+        def call() -> None:
+            clock.now += seconds * (next(wobble) if seconds == other_s else 1.0)
+
+        return call
+
+    monkeypatch.setattr(timing, "_caller", caller)
+    monkeypatch.setattr(timing, "_NARROW", 0.0)
+    result = paired(1.001, other_s, {}, rounds=40, budget_s=1e6, decided=decided)
+    assert result.rounds == rounds and result.ratio == pytest.approx(1 / other_s, rel=0.02)
+
+
+def test_samples_pass_on_the_clock_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Clock(monkeypatch)
+    own = itertools.count(0.0, 0.25)
+
+    def call() -> None:
+        wall.now += 1.0
+
+    times = interleaved([call], 10, 8.5, lambda done: False, clock=lambda: next(own))
+    np.testing.assert_array_equal(times, np.full((1, 9), 0.25))
+
+
 def test_a_feed_that_does_not_fit_is_reported() -> None:
     with pytest.raises(DataError, match="no input 'x'"):
         paired(chain(1), chain(1), {"z": FEED["x"]})
