@@ -2,48 +2,97 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxcomp.cli import talk
+from onnxcomp.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxcomp.contract import Pass
-    from onnxcomp.inspection import Inspection
+    from onnxcomp.data import Feeds
 
 __all__ = ["inspect"]
 
+# What --passes means without a value; no pipeline can be written like that.
+_ALL = "*"
 
-@click.command(short_help="Show layers, shapes, cost, and what passes propose.")
-@click.argument("model")
+
+@click.command(short_help="Show layers, shapes, cost, and what passes would make of them.")
+@click.argument("model", required=False)
+@click.option(
+    "-p",
+    "--passes",
+    metavar="[PASSES]",
+    is_flag=False,
+    flag_value=_ALL,
+    help="What each pass would make of each layer: of all passes, or of those in 'spatial(rank=64),int4'.",
+)
+@click.option("--data", metavar="D", help="With --passes: predict errors of outputs on these data, not of weights.")
 @click.option(
     "--target", metavar="T", default="ort-x86", show_default=True, help="Runtime that the passes are asked for."
 )
+@click.option("--preprocess", metavar="K=V,...", help="How images become inputs, or a YAML file that says it.")
+@click.option("--shapes", metavar="NAME:1x3x224x224", multiple=True, help="Shape of an input with symbolic sizes.")
 @talk.common
-def inspect(model: str, target: str, as_json: bool, quiet: bool) -> None:
-    """Show the layers of MODEL, their shapes and cost, and what the passes could do with it.
+def inspect(
+    model: str | None,
+    passes: str | None,
+    data: str | None,
+    target: str,
+    preprocess: str | None,
+    shapes: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show the layers of MODEL, their shapes and cost, and which passes may be tried on each of them.
 
-    A pass that rewrites single layers says for each one what it would propose from the weights alone, or why not;
-    nothing is timed, so that a run may still decline a proposal. A pass on the whole model is only named.
+    With --passes every pass that rewrites single layers says what it would make of each one: the chain, its cost and
+    the error that it predicts. Nothing is written and nothing is timed, so that a run may still decline a proposal.
+
+    \b
+    onnxcomp inspect in.onnx --passes
+    onnxcomp inspect in.onnx -p "spatial(rank=64),depthwise(rank=1)" --data images.npz
     """
     from onnxcomp import modelio
-    from onnxcomp.inspection import inspect_model
+    from onnxcomp.cli.inspectiontables import print_inspection
+    from onnxcomp.inspection import count_layers, inspect_model
+    from onnxcomp.intake import checked_model
     from onnxcomp.report.schema import plain
 
-    talk.check_model(model)
-    passes = _askable(quiet)
-    with talk.progress_bar(len(passes) + 1, quiet) as progress:
-        loaded = modelio.load(model)
-        inspection = inspect_model(loaded, passes, target, progress)
-    file_bytes = modelio.file_bytes(model)
+    path, wanted = _sorted_out(model, passes)
+    talk.check_model(path)
+    if data is not None and wanted is None:
+        raise DataError("inspect reads --data only to predict what passes lose: give --passes as well")
+    asked = _everything(quiet) if wanted in (None, _ALL) else _named(wanted or "")
+    loaded = modelio.load(path) if data is None else checked_model(path)
+    feeds = _prepared(loaded, data, preprocess, shapes)
+    with talk.progress_bar(count_layers(loaded), quiet) as progress:
+        inspection = inspect_model(loaded, asked, target, propose=wanted is not None, data=feeds, progress=progress)
+    if wanted not in (None, _ALL) and asked.keys() == inspection.refusals.keys():
+        raise InputError("; ".join(inspection.refusals.values()))
+    file_bytes = modelio.file_bytes(path)
     if as_json:
-        talk.print_json({"schema": "onnxcomp.inspection/1", "bytes": file_bytes, **plain(inspection)})
+        talk.print_json({"schema": "onnxcomp.inspection/2", "bytes": file_bytes, **_flat(plain(inspection))})
     else:
-        _print(inspection, file_bytes)
+        print_inspection(inspection, file_bytes)
 
 
-def _askable(quiet: bool) -> dict[str, Pass]:
+def _sorted_out(model: str | None, passes: str | None) -> tuple[str, str | None]:
+    """The model and the passes; ``--passes MODEL`` asks all passes about MODEL."""
+    if model is None and passes is not None and Path(passes).is_file():
+        return passes, _ALL
+    if model is None:
+        taken = "" if passes in (None, _ALL) else f" ({passes!r} was read as the value of --passes, and is no file)"
+        raise click.UsageError(f"Missing argument 'MODEL'.{taken}", click.get_current_context())
+    return model, passes
+
+
+def _everything(quiet: bool) -> dict[str, Pass]:
     """Every pass that can be made with nothing said; one that cannot is named."""
     from onnxcomp.errors import OnnxcompError
     from onnxcomp.registry import available, build_pass
@@ -58,57 +107,28 @@ def _askable(quiet: bool) -> dict[str, Pass]:
     return passes
 
 
-def _stored(inspection: Inspection) -> list[str]:
-    """The passes that only store weights in less: what they say of each layer is much the same."""
-    from onnxcomp.registry import load_pass
+def _named(text: str) -> dict[str, Pass]:
+    """The passes of a pipeline by spec; one may be there several times, with different options."""
+    from onnxcomp.registry import build_pass
+    from onnxcomp.spec import parse_pipeline
 
-    asked = sorted({name for layer in inspection.layers for name in layer.passes})
-    return [name for name in asked if load_pass(name).saves == "bytes"]
-
-
-def _taken(inspection: Inspection, name: str) -> str:
-    verdicts = [layer.passes[name] for layer in inspection.layers if name in layer.passes]
-    taken = sum(not verdict.startswith("no: ") for verdict in verdicts)
-    return f"takes {taken} of {len(verdicts)} layers; --json says which"
+    return {str(spec): build_pass(spec) for spec in parse_pipeline(text)}
 
 
-def _print(inspection: Inspection, file_bytes: int) -> None:
-    from onnxcomp.report.terminal import print_table
-    from onnxcomp.report.text import count, size
-    from onnxcomp.report.view import Table
+def _prepared(model: ir.Model, data: str | None, preprocess: str | None, shapes: tuple[str, ...]) -> Feeds | None:
+    """Give the model the shapes that the user said, and open the data."""
+    from onnxcomp.data import Preprocess, open_feeds
+    from onnxcomp.graph.fixing import fix_shapes
 
-    cost = inspection.cost
-    opsets = ", ".join(f"{domain} {version}" for domain, version in inspection.opsets.items())
-    facts = [
-        ("file size", size(file_bytes)),
-        ("parameters", count(cost.parameters)),
-        ("MACs", count(cost.macs)),
-        ("nodes", f"{inspection.nodes} ({', '.join(f'{n} {op}' for op, n in inspection.operators.items())})"),
-        ("opset", f"{opsets}; IR {inspection.ir_version}"),
-        *((f"input {name}", text) for name, text in inspection.inputs.items()),
-        *((f"output {name}", text) for name, text in inspection.outputs.items()),
-        *((f"{name} cannot run", reason) for name, reason in inspection.refusals.items()),
-        *((name, "works on the whole model; only a run tells what it does") for name in inspection.whole),
-        *((name, _taken(inspection, name)) for name in _stored(inspection)),
-    ]
-    print_table(Table("Model", ("", ""), tuple(facts)))
-    asked = sorted({name for layer in inspection.layers for name in layer.passes} - set(_stored(inspection)))
-    rows = tuple(
-        (
-            layer.name,
-            layer.op_type,
-            layer.input_shape,
-            layer.output_shape,
-            layer.dtype,
-            count(layer.parameters),
-            count(layer.macs),
-            *(layer.passes.get(name, "") for name in asked),
-        )
-        for layer in inspection.layers
-    )
-    columns = ("layer", "operator", "input", "output", "weights", "parameters", "MACs", *asked)
-    print()
-    if rows:
-        print_table(Table("Layers", columns, rows, frozenset({5, 6})))
-    else:
-        print("The model has no layer with weights.")
+    if shapes:
+        fix_shapes(model, talk.parse_shapes(shapes))
+    if data is None:
+        return None
+    how = None if preprocess is None else Preprocess.parse(preprocess)
+    return open_feeds(data, model, preprocess=how).unlabelled()
+
+
+def _flat(document: dict[str, Any]) -> dict[str, Any]:
+    """What the passes say of a layer stands beside what it is."""
+    document["layers"] = [{**layer, **layer.pop("answers")} for layer in document["layers"]]
+    return document

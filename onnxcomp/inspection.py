@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.contract import Context, Pass, SitePass, Skip
+from onnxcomp.contract import Context, Pass, SitePass
 from onnxcomp.cost import Cost, constant_behind, model_cost, node_macs
+from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold import fold
-from onnxcomp.graph.products import weighted_sites
-from onnxcomp.graph.sites import Site
+from onnxcomp.proposals import Answers, ask_all, refusals_of
 from onnxcomp.targets.target import load_target
 
-__all__ = ["Inspection", "Layer", "inspect_model"]
+__all__ = ["Inspection", "Layer", "count_layers", "inspect_model"]
 
 _LAYERS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul",
@@ -42,7 +42,7 @@ class Layer:
         dtype: Type that its weights are stored in (int4 behind Cast and DequantizeLinear is int4).
         parameters: Elements of its weights and biases.
         macs: Multiply-accumulates at batch 1; None where a shape is unknown.
-        passes: Name of each pass on single sites to what it could do here, or why not.
+        answers: What the passes on single sites say about it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Layer:
     dtype: str
     parameters: int
     macs: int | None
-    passes: Mapping[str, str]
+    answers: Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,11 @@ class Inspection:
         operators: Operator to how often it occurs, most frequent first.
         layers: Weighted nodes in topological order, named as in the model.
         folded: What canonicalisation would change before any pass.
-        refusals: Pass name to why it cannot run on this model at all.
-        whole: Names of the passes that work on the model as a whole, of which nothing is known before they run.
+        proposed: Whether the passes were asked what they would make of each layer.
+        data: What predicted errors are measured on, in words; None where they are of the weights.
+        samples: Number of samples in these data.
+        refusals: Spec of a pass to why it cannot run on this model at all.
+        whole: Specs of the passes that work on the model as a whole, of which nothing is known before they run.
     """
 
     ir_version: int
@@ -82,77 +85,80 @@ class Inspection:
     operators: Mapping[str, int]
     layers: tuple[Layer, ...]
     folded: tuple[str, ...]
+    proposed: bool
+    data: str | None
+    samples: int
     refusals: Mapping[str, str]
     whole: tuple[str, ...]
 
 
 def inspect_model(
-    model: ir.Model, passes: Mapping[str, Pass], target: str = "ort-x86", progress: Callable[[str], None] | None = None
+    model: ir.Model,
+    passes: Mapping[str, Pass],
+    target: str = "ort-x86",
+    *,
+    propose: bool = False,
+    data: Feeds | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Inspection:
-    """Inspect a model; nothing is timed and no data are read.
+    """Inspect a model; nothing is timed and nothing is written.
 
     Args:
         model: The model; not modified.
-        passes: The passes to ask, by name.
+        passes: The passes to ask, by spec.
         target: The runtime that the passes are asked for.
-        progress: Called with the name of each pass before it is asked.
+        propose: Whether to ask each pass on single sites what it would make of each layer; else only which it refuses.
+        data: Samples on whose layer outputs errors are predicted; without any, errors are of the weights.
+        progress: Called with the name of each layer before passes are asked about it.
     """
-    folded_model = model.clone()
-    folded = fold(folded_model)
+    canonical = model.clone()
+    folded = fold(canonical)
+    refusals: dict[str, str] = {}
+    answers: dict[str, Answers] = {}
+    by_node: dict[ir.Node, Answers] = {}
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        context = Context(load_target(target), Path(folder))
-        verdicts: dict[str, dict[str, str]] = {}
-        refusals: dict[str, str] = {}
-        for name, item in passes.items():
-            if progress:
-                progress(name)
-            try:
-                item.requires(folded_model, context)
-            except InputError as error:
-                refusals[name] = str(error)
-                continue
-            for site, words in _ask(item, folded_model, context).items():
-                verdicts.setdefault(site, {})[name] = words
+        context = Context(load_target(target), Path(folder), data=data)
+        for spec, item in passes.items():
+            reason = _no_run(item, canonical, context)
+            refusals.update({spec: reason} if reason else {})
+        asked = {s: item for s, item in passes.items() if s not in refusals and isinstance(item, SitePass)}
+        answers = {name: Answers(refusals=reasons) for name, reasons in refusals_of(canonical, asked).items()}
+        by_node = dict(ask_all(canonical, asked, context, propose=propose, progress=progress))
     cost = model_cost(model)
+    layers = (node for node in canonical.graph.all_nodes() if node.op_type in _LAYERS)
     return Inspection(
         ir_version=model.ir_version,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         inputs={value.name or "": _typed(value) for value in model.graph.inputs},
         outputs={value.name or "": _typed(value) for value in model.graph.outputs},
-        cost=Cost(cost.parameters, model_cost(folded_model).macs, cost.bytes),
+        cost=Cost(cost.parameters, model_cost(canonical).macs, cost.bytes),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         operators=_operators(model),
-        layers=tuple(_layer(node, verdicts) for node in folded_model.graph.all_nodes() if node.op_type in _LAYERS),
+        layers=tuple(_layer(n, by_node.get(n) or answers.get(origin_of(n)) or Answers()) for n in layers),
         folded=folded,
+        proposed=propose,
+        data=None if data is None else data.describe(),
+        samples=0 if data is None else len(data),
         refusals=refusals,
-        whole=tuple(n for n, item in passes.items() if n not in refusals and not isinstance(item, SitePass)),
+        whole=tuple(s for s, item in passes.items() if s not in refusals and not isinstance(item, SitePass)),
     )
 
 
-def _ask(item: Pass, model: ir.Model, context: Context) -> dict[str, str]:
-    """What a pass says about every site of its kinds; passes on whole models say nothing here."""
-    if not isinstance(item, SitePass):
-        return {}
-    return {
-        site.site if isinstance(site, Skip) else site.name: _verdict(item, site, context)
-        for site in weighted_sites(model, item.kinds)
-    }
+def count_layers(model: ir.Model) -> int:
+    """Number of weighted nodes, about."""
+    return sum(node.op_type in _LAYERS for node in model.graph.all_nodes())
 
 
-def _verdict(item: SitePass, site: Site | Skip, context: Context) -> str:
-    if isinstance(site, Skip):
-        return f"no: {site.reason}"
-    reason = item.refuse(site)
-    if reason:
-        return f"no: {reason}"
-    proposal = item.propose(site, None, context)
-    if isinstance(proposal, Skip):
-        return f"no: {proposal.reason}"
-    return proposal[0].summary if proposal else "no: nothing proposed"
+def _no_run(item: Pass, model: ir.Model, context: Context) -> str:
+    """Why a pass cannot run on a model at all; empty where it can."""
+    try:
+        item.requires(model, context)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
-def _layer(node: ir.Node, verdicts: Mapping[str, Mapping[str, str]]) -> Layer:
-    name = origin_of(node)
+def _layer(node: ir.Node, answers: Answers) -> Layer:
     places = _OPERANDS.get(node.op_type, range(len(node.inputs)))
     operands = [node.inputs[i] for i in places if i < len(node.inputs)]
     constants = [(tensor, value) for value in operands if (tensor := constant_behind(value)) is not None]
@@ -161,14 +167,14 @@ def _layer(node: ir.Node, verdicts: Mapping[str, Mapping[str, str]]) -> Layer:
         constants = [pair for pair in constants if pair[0].dtype.is_floating_point()]
     operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     return Layer(
-        name,
+        origin_of(node),
         operator,
         _shape(node.inputs[0] if node.inputs else None),
         _shape(node.outputs[0] if node.outputs else None),
         "" if weights is None else weights.dtype.name.lower(),
         sum(_elements(tensor, value) for tensor, value in constants),
         node_macs(node),
-        verdicts.get(name, {}),
+        answers,
     )
 
 

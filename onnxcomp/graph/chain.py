@@ -12,7 +12,7 @@ from onnxcomp.cost import Cost, stored_bytes
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 
-__all__ = ["chain_cost", "describe_chain"]
+__all__ = ["chain_cost", "chain_weights", "describe_chain"]
 
 Spatial = tuple[int, ...] | None
 
@@ -45,6 +45,21 @@ def chain_cost(site: Site, chain: Sequence[Link]) -> Cost:
             macs += positions * _weight_of(link, site).size
         previous = link.role
     return Cost(parameters, None if unknown else macs, size)
+
+
+def chain_weights(site: Site, chain: Sequence[Link]) -> int:
+    """Count the weights of a chain that replaces `site`: of every Conv, ConvTranspose, Gemm and MatMul, without biases.
+
+    A link that reads its weight from other links has as many weights as the site; what decodes it has none.
+    """
+    total = 0
+    decoders: set[str] = set()
+    for link in chain:
+        if link.inputs is None or (link.inputs and link.inputs[0] in decoders):
+            decoders.add(link.role)
+        elif link.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            total += _weight_of(link, site).size
+    return total
 
 
 def _weight_of(link: Link, site: Site) -> NDArray[np.generic]:

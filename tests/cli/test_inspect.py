@@ -19,7 +19,7 @@ def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> N
     got = run("inspect", cnn, "--json")
     assert got.code == 0, got.err
     document = json.loads(got.out)
-    assert document["schema"] == "onnxcomp.inspection/1"
+    assert document["schema"] == "onnxcomp.inspection/2"
     assert document["bytes"] == cnn.stat().st_size
     assert document["opsets"] == {"ai.onnx": 17}
     assert document["cost"]["parameters"] == 32 * 27 + 32 + 32 * 32 * 9 + 320 + 10
@@ -30,8 +30,10 @@ def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> N
     assert layers["conv2"]["parameters"] == 32 * 32 * 9
     assert layers["conv1"]["parameters"] == 32 * 27 + 32
     assert layers["conv2"]["macs"] == 256 * 32 * 32 * 9
-    assert layers["conv1"]["passes"]["tucker2"].startswith("no: ")
-    assert "1x1 32>" in layers["conv2"]["passes"]["tucker2"]
+    assert layers["conv1"]["refusals"]["tucker2"] == "too few channels: 3 in, 32 out"
+    assert {"tucker2", "spatial", "int4"} <= set(layers["conv2"]["open"])
+    assert layers["conv2"]["proposals"] == []
+    assert document["proposed"] is False
 
 
 @pytest.mark.parametrize(("bits", "stored"), [(8, "int8"), (4, "int4"), (3, "int4"), (2, "int2")])
@@ -54,18 +56,18 @@ def test_inspect_looks_through_what_decodes_weights(
 def test_inspect_refuses_what_optimize_refuses(run: Any, tmp_path: Path) -> None:
     model = Path(__file__).parents[2] / "models" / "digits_vgg.onnx"
     document = json.loads(run("inspect", model, "--json").out)
-    verdicts = {layer["name"]: layer["passes"].get("tucker2", "") for layer in document["layers"]}
+    verdicts = {layer["name"]: layer["refusals"].get("tucker2", "") for layer in document["layers"]}
     got = run("optimize", model, "-p", "tucker2", "--objective", "macs", "-o", tmp_path / "o.onnx", "--json")
     (step,) = json.loads(got.out)["steps"]
     skips = {skip["site"]: skip["reason"] for skip in step["skips"]}
-    assert verdicts["conv1"] == "no: too few channels: 1 in, 64 out" == f"no: {skips['conv1']}"
+    assert verdicts["conv1"] == "too few channels: 1 in, 64 out" == skips["conv1"]
 
 
 def test_inspect_names_the_passes_on_whole_models(run: Any, cnn: Path) -> None:
     document = json.loads(run("inspect", cnn, "--json").out)
     assert {"fold", "int8"} <= set(document["whole"])
     assert "tucker2" not in document["whole"]
-    assert "works on the whole model; only a run tells what it does" in run("inspect", cnn).out
+    assert "work on the whole model; only a run tells more" in run("inspect", cnn).out
     assert "int8" not in json.loads(run("inspect", cnn, "--target", "coreml", "--json").out)["whole"]
 
 
