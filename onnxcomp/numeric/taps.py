@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.numeric.moments import Covariance, Moments, regularised
+from onnxcomp.numeric.moments import Covariance, Moments
 
 __all__ = [
     "fit_target",
@@ -62,7 +62,7 @@ def fit_target(k: Float, moments: Moments, damping: float) -> Covariance:
     if moments.xx.shape != (k[0].size, k[0].size):
         raise ValueError(f"moments of {len(moments.xx)} dimensions do not fit a weight of shape {k.shape}")
     complete = moments if moments.has_targets else moments.with_weight(k)
-    return regularised(complete.centred(), k.reshape(len(k), -1), damping)
+    return complete.damped(k, damping)
 
 
 def tap_gram(slices: Float) -> Float:
