@@ -142,7 +142,7 @@ def test_passes_and_overrides_are_checked_when_built() -> None:
 
 
 def test_resolving_drops_what_is_the_default() -> None:
-    recipe = from_yaml("passes: ['tucker2(rank=energy, fit=auto, keep=0.5)']")
+    recipe = from_yaml("passes: ['tucker2(relu=false, fit=auto, keep=0.5)']")
     assert str(recipe.resolved().passes[0].spec) == "tucker2(keep=0.5)"
 
 

@@ -35,7 +35,7 @@ from onnxcomp.numeric.moments import (
 )
 from onnxcomp.numeric.tucker import Tucker2, compose, leading_vectors, relative_error, unfold_in
 
-__all__ = ["Fit", "RankErrors", "fit_tucker2", "whitened_spectra"]
+__all__ = ["Fit", "RankErrors", "fit_tucker2"]
 
 Float = NDArray[np.float64]
 
@@ -131,18 +131,6 @@ class RankErrors:
         self._total = float(covariance.yy.sum())
         self._tails: dict[int, Float] = {}
 
-    def spectra(self) -> tuple[Float, Float]:
-        """Input and output spectrum, Ci and Co values, whose squares sum to 1 (or are all zero).
-
-        The squared tail past a rank is the error of that rank with the other side whole, hence a lower bound for every
-        pair. The input spectrum is only roughly descending.
-        """
-        if self._total == 0.0:
-            return np.zeros(len(self._response) // self._taps), np.zeros(self._response.shape[1])
-        explained = np.square(self._response).sum(axis=1).reshape(-1, self._taps).sum(axis=1) / self._total
-        out = -np.diff(self._output_tail(len(explained)))
-        return np.sqrt(explained), np.sqrt(np.maximum(out, 0.0))
-
     def __call__(self, rank_in: int | None, rank_out: int | None) -> float:
         """Relative squared output error of a pair of ranks, None for a side left whole."""
         if self._total == 0.0:
@@ -162,11 +150,6 @@ class RankErrors:
             kept = np.append(0.0, np.cumsum(np.maximum(values, 0.0)))
             self._tails[rank_in] = np.maximum(1.0 - kept / self._total, 0.0)
         return self._tails[rank_in]
-
-
-def whitened_spectra(weight: NDArray[np.floating], moments: Moments, *, damping: float = 1e-2) -> tuple[Float, Float]:
-    """The spectra of `RankErrors`: squared tails are relative output errors of one-sided fits, before any sweep."""
-    return RankErrors(weight, moments, damping=damping).spectra()
 
 
 def _check(k: Float, moments: Moments, rank_in: int | None, rank_out: int | None) -> None:

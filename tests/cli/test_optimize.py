@@ -104,7 +104,7 @@ def test_reports_in_every_form(run: Any, cnn: Path, tmp_path: Path) -> None:
 def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(run: Any, cnn: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        "passes:\n- tucker2: {options: {rank: energy, keep: 0.5}, layers: {conv1: null}}\nseed: 3\ntarget: ort-arm\n"
+        "passes:\n- tucker2: {options: {fit: auto, keep: 0.5}, layers: {conv1: null}}\nseed: 3\ntarget: ort-arm\n"
     )
     got = run("optimize", cnn, "--recipe", recipe, "--seed", "9", "--shapes", "x:1x3x16x16", "--dry-run")
     assert got.code == 0, got.err

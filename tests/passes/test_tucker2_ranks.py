@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxcomp.contract import Change, Context, Override, PassReport, Skip
 from onnxcomp.data import open_feeds
 from onnxcomp.errors import OptionError
-from onnxcomp.numeric.ranks import tucker2_macs
+from onnxcomp.numeric.ranks import tail_energy
 from onnxcomp.numeric.tucker import mode_spectra, unfold_in, unfold_out
 from onnxcomp.numeric.vbmf import evbmf_rank
 from onnxcomp.passes.tucker2 import Tucker2
@@ -76,22 +76,23 @@ def test_weakened_lies_between_vbmf_and_full(
     assert found[0.5] > found[0.7] > found[1.0]
 
 
-def test_energy_is_the_least_rank_that_holds_it_and_grows(parsed: Parsed, in_context: InContext) -> None:
+def test_energy_takes_the_fewest_macs_that_hold_it(parsed: Parsed, in_context: InContext) -> None:
+    """One bound on what both sides lose together, over every pair of ranks."""
     rng = np.random.default_rng(0)
     decay = np.exp(-np.arange(64) / 6)
     weight = np.einsum("oi,oipq->oipq", np.outer(decay, decay[:48]), rng.standard_normal((64, 48, 3, 3)))
-    spectra = mode_spectra(weight.astype(np.float32))
-    seen: list[tuple[int, int]] = []
+    into, out = (tail_energy(s) for s in mode_spectra(weight.astype(np.float32)))
+    macs: list[int] = []
     for energy in (0.5, 0.8, 0.9, 0.95, 0.99):
         model = parsed(NET, w=weight.astype(np.float32), v=np.ones((64, 64, 3, 3), np.float32))
-        ranks = _ranks(_one(Tucker2(energy=energy).run(model, in_context())))
-        for rank, spectrum in zip(ranks, spectra, strict=True):
-            held = np.cumsum(spectrum**2) / np.sum(spectrum**2)
-            assert held[rank - 1] >= energy - 1e-12
-            assert rank == 1 or held[rank - 2] < energy
-        seen.append(ranks)
-    assert seen == sorted(seen) and len(set(seen)) > 3
-    assert [last for _, last in seen] == sorted(last for _, last in seen)
+        change = _one(Tucker2(energy=energy).run(model, in_context()))
+        ranks = _ranks(change)
+        assert into[ranks[0]] + out[ranks[1]] <= 1 - energy + 1e-9
+        assert change.error is not None and change.error <= 1 - energy + 1e-9
+        every = [(i, o) for i in range(1, 49) for o in range(1, 65) if (i, o) != (48, 64)]
+        assert _macs((48, 64), ranks) == min(_macs((48, 64), r) for r in every if into[r[0]] + out[r[1]] <= 1 - energy)
+        macs.append(_macs((48, 64), ranks))
+    assert macs == sorted(macs) and len(set(macs)) > 3
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.33, 0.5, 0.8])
@@ -107,11 +108,8 @@ def test_keep_is_a_ceiling_of_macs(net: ir.Model, in_context: InContext, keep: f
         if objective == "latency":
             assert rank_in % 16 == rank_out % 16 == 0
         else:  # the budget is used: one more on either side would overshoot
-            macs = [
-                tucker2_macs(*full, (3, 3), rank_in + i, rank_out + o, *positions)
-                for i, o in ((1, 0), (0, 1))
-                for full, positions in [((48, 64), (144, 144)) if change.site == "first" else ((64, 64), (144, 36))]
-            ]
+            full, positions = ((48, 64), (144, 144)) if change.site == "first" else ((64, 64), (144, 36))
+            macs = [_macs(full, (rank_in + i, rank_out + o), positions) for i, o in ((1, 0), (0, 1))]
             assert max(macs) > keep * change.before.macs
 
 
@@ -138,8 +136,8 @@ def test_a_rank_at_full_leaves_out_that_side(parsed: Parsed, in_context: InConte
     assert [c.summary for c in report.changes] == ["3x3 48>13, 1x1 13>64", "1x1 64>48, 3x3 48>13, 1x1 13>64"]
     model = parsed(NET, w=_white(64, 48), v=_white(64, 64))
     assert Tucker2(ranks="99x64").run(model, in_context()).skips == (
-        Skip("first", "ranks 99x64 reach the full 48x64"),
-        Skip("second", "ranks 99x64 reach the full 64x64"),
+        Skip("first", "rank 48x64 reaches the full 48x64"),
+        Skip("second", "rank 64x64 reaches the full 64x64"),
     )
 
 
@@ -159,7 +157,8 @@ def test_rounding_never_passes_break_even(parsed: Parsed, planted: Planted, in_c
     exact = Tucker2(energy=1.0).run(parsed(text, w=weight), in_context())
     assert _ranks(_one(exact, "conv")) == (17, 17)
     rounded = Tucker2(energy=1.0).run(parsed(text, w=weight), in_context(objective="latency", replay={"conv": {}}))
-    assert rounded.skips == (Skip("conv", "no gain: rank 17x17, rounded to 24x24, of 24x24 is past break-even"),)
+    reason = "no gain: to keep 100 % of the weight's energy takes ranks past break-even"
+    assert rounded.skips == (Skip("conv", reason),)
 
 
 def test_a_layer_has_its_own_options(net: ir.Model, in_context: InContext) -> None:
@@ -214,6 +213,13 @@ def test_keep_and_ranks_exclude_each_other() -> None:
 def test_values_out_of_range_are_refused(spec: str) -> None:
     with pytest.raises(OptionError, match=spec.split("=")[0]):
         build_pipeline(f"tucker2({spec})")
+
+
+def _macs(full: tuple[int, int], ranks: tuple[int, int], positions: tuple[int, int] = (144, 144)) -> int:
+    """Of the chain on 3x3 kernels: input and output channels, ranks, input and output positions."""
+    first = 0 if ranks[0] == full[0] else full[0] * ranks[0] * positions[0]
+    last = 0 if ranks[1] == full[1] else full[1] * ranks[1] * positions[1]
+    return first + 9 * ranks[0] * ranks[1] * positions[1] + last
 
 
 def _white(out: int, into: int) -> Weight:
