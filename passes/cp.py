@@ -86,7 +86,10 @@ class Cp(Decomposition):
 
     def factor(self, weight: Float, moments: Moments | None, setting: Setting) -> Factors:
         """Alternating least squares."""
-        return _factors(fit_cp(weight, moments, setting.ranks[0]), weight.shape[2:])
+        fitted = fit_cp(weight, moments, setting.ranks[0])
+        if self.relu and moments is not None:  # its damping asks for inner channels of one magnitude
+            fitted = balance(fitted, moments.xx)
+        return _factors(fitted, weight.shape[2:])
 
     def compose(self, factors: Factors) -> Float:
         """The weight that the factors stand for."""
