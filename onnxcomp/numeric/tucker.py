@@ -132,9 +132,8 @@ def balance(factors: Tucker2, gram: NDArray[np.floating] | None = None) -> Tucke
     """Rescale inner channels so that one scale serves all of them in int8; the product stays what it was.
 
     Activations are quantized with one scale a tensor and weights with one scale an output channel. The rounding noise
-    of an inner tensor is least when its channels all have the same range, so each inner channel is scaled to the same
-    root mean square; the next factor takes the inverse. What is left of the overall magnitude is shared equally by the
-    factors.
+    of an inner tensor is least when its channels all have the same range, so each inner channel is scaled to a root
+    mean square of 1, the same in every group of a layer; the next factor takes the inverse, the last one the magnitude.
 
     Args:
         factors: Any Tucker form.
@@ -154,7 +153,7 @@ def balance(factors: Tucker2, gram: NDArray[np.floating] | None = None) -> Tucke
     if last is not None:
         scale = _scale(energy)
         core, last = core / scale.reshape(-1, 1, *axes), last * scale
-    return _share_magnitude(Tucker2(first, core, last, factors.error))
+    return Tucker2(first, core, last, factors.error)
 
 
 def relative_error(weight: Float, approximation: Float) -> float:
@@ -231,15 +230,3 @@ def _core_energy(first: Float | None, core: Float, inner: Float | None) -> Float
 def _scale(energy: Float) -> Float:
     """Root of the energy; 1 for channels that never respond."""
     return np.sqrt(np.where(energy > 0.0, energy, 1.0))
-
-
-def _share_magnitude(factors: Tucker2) -> Tucker2:
-    parts = [f for f in (factors.first, factors.core, factors.last) if f is not None]
-    sizes = [float(np.abs(f).max()) for f in parts]
-    if min(sizes) == 0.0:
-        return factors
-    common = float(np.exp(np.mean(np.log(sizes))))
-    scaled = iter([part * (common / size) for part, size in zip(parts, sizes, strict=True)])
-    first = None if factors.first is None else next(scaled)
-    core = next(scaled)
-    return Tucker2(first, core, None if factors.last is None else next(scaled), factors.error)

@@ -26,7 +26,8 @@ def _features(first: Float | None, x: Float) -> Float:
     """Patches (n, 6 * 3) behind an input factor."""
     if first is None:
         return x
-    return np.einsum("ri,nik->nrk", first, x.reshape(len(x), 6, 3)).reshape(len(x), -1)
+    z: Float = np.einsum("ri,nik->nrk", first, x.reshape(len(x), 6, 3)).reshape(len(x), -1)
+    return z
 
 
 @pytest.mark.parametrize("ranks", [(4, 6), (None, 6), (4, None)])
