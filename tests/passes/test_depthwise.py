@@ -187,6 +187,9 @@ def test_strides_make_pointwise_first_dear() -> None:
     site, form = _site(conv_model(pads=[1, 1, 1, 1], strides=[2, 2])), Depthwise()
     macs = [form.cost(site, Setting((2,), order)).macs for order in ("dw", "pw")]
     assert macs == [2 * 16 * (32 * 9 + 32 * 32), 2 * (64 * 32 * 32 + 16 * 32 * 9)]
+    assert form.orders(site) == ("dw",)
+    assert Depthwise(order="pw").orders(site) == ("pw",)
+    assert form.orders(_site(conv_model())) == ("dw", "pw")
 
 
 def _images(count: int, seed: int) -> Array:
