@@ -196,9 +196,7 @@ def test_the_last_node_is_a_map_of_features() -> None:
 def test_no_terms_cancel(one: ir.Model, in_context: InContext) -> None:
     Cp(rank=100).run(one, in_context(data=_feeds(one)))
     first, middle, last = (
-        np.asarray(node.inputs[1].const_value, np.float64)  # type: ignore[union-attr]
-        for node in one.graph
-        if node.inputs[1] is not None
+        np.asarray(node.inputs[1].const_value, np.float64) for node in one.graph if node.inputs[1] is not None
     )
     factors = CP(first.reshape(100, 24), middle.reshape(100, 9), last.reshape(32, 100))
     assert divergence(factors) <= DIVERGED
