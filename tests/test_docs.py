@@ -127,7 +127,9 @@ def test_there_is_something_to_run() -> None:
     assert sum(block.language in ("sh", "python") for page in PAGES for block in blocks(page)) > 20
 
 
-@pytest.mark.parametrize("name", ["depthwise", "fold", "fp16", "int3", "int4", "int8", "binary", "pow2", "ternary", "tucker2"])
+@pytest.mark.parametrize(
+    "name", ["depthwise", "fold", "fp16", "int3", "int4", "int8", "binary", "pow2", "ternary", "tucker2"]
+)
 def test_the_tables_of_options_are_those_of_the_passes(name: str) -> None:
     text = (ROOT / "docs" / "passes.md").read_text("utf-8")
     section = text.split(f"### Options of `{name}`\n", 1)[1].split("\n#", 1)[0]
