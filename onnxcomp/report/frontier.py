@@ -40,7 +40,8 @@ def frontier_line(step: Document) -> str:
     beside = [min(smaller, key=lambda i: -shares[i])] if smaller else []
     beside += [min(larger, key=lambda i: shares[i])] if larger else []
     found = ", ".join(f"{shares[i]:.2f} at {_loss(points[i])}" for i in beside)
-    line = f"chosen: {now:.2f} of its layers' {_NAMES[scarce]} at an expected loss of {_loss(chosen)}"
+    verb = "chosen" if step["kept"] else "tried, then rolled back"
+    line = f"{verb}: {now:.2f} of its layers' {_NAMES[scarce]} at an expected loss of {_loss(chosen)}"
     return f"{line}; next: {found}" if found else line
 
 

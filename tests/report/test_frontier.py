@@ -158,6 +158,12 @@ def test_where_nothing_was_allocated_nothing_is_shown(report: PipelineReport) ->
     assert "<svg" not in to_html(report_document(report))
 
 
+def test_what_was_rolled_back_was_tried(allocated: PipelineReport) -> None:
+    step = step_of(allocated)
+    step["kept"] = False
+    assert frontier_line(step).startswith("tried, then rolled back: 0.40 of")
+
+
 def test_old_documents_have_none(allocated: PipelineReport) -> None:
     step = step_of(allocated)
     del step["offers"], step["frontier"]
