@@ -84,7 +84,7 @@ def _proposals(inspection: Inspection) -> Table:
     """For each layer a row that says what it is, and one for each pass."""
     rows: list[Row] = []
     for layer in inspection.layers:
-        what = f"{layer.op_type} {layer.input_shape} > {layer.output_shape}, {layer.dtype}"
+        what = f"{layer.op_type} {layer.input_shape} > {layer.output_shape}"
         weights = next((p.before.weights for p in layer.answers.proposals), layer.parameters)
         rows.append((layer.name, what, count(layer.macs), "", count(weights), "", "", ""))
         rows.extend(_proposal(proposal, inspection) for proposal in layer.answers.proposals)
@@ -118,13 +118,14 @@ def _grouped(layer: Layer) -> Iterator[Row]:
 
 def _totals(inspection: Inspection) -> Table:
     """What each pass alone would leave of the model, all layers together."""
-    by_spec: dict[str, list[Proposal]] = {}
+    by_spec: dict[str, list[Proposal]] = {spec: [] for spec in inspection.asked}
     for layer in inspection.layers:
         for proposal in layer.answers.proposals:
-            by_spec.setdefault(proposal.spec, []).append(proposal)
+            by_spec[proposal.spec].append(proposal)
     rows = [
         (spec, f"{len(taken)} of {len(inspection.layers)}", *_left(taken, inspection), _worst(taken))
         for spec, taken in by_spec.items()
+        if taken
     ]
     columns = ("pass", "layers", "MACs", "kept", "saves", "worst error")
     return Table("Each pass alone, on all layers that it takes", columns, tuple(rows), frozenset(range(1, 6)))
@@ -146,7 +147,7 @@ def _worst(taken: list[Proposal]) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "?" if value is None else f"{100 * value:.1f} %"
+    return "?" if value is None else f"{100 * value:.3g} %" if value < 9.995 else f"{100 * value:.0f} %"
 
 
 def _signed(value: int) -> str:
@@ -157,5 +158,5 @@ def _lost(error: float) -> str:
     """A relative squared error as a percentage."""
     share = 100 * error
     return (
-        "0 %" if share <= 0 else "<0.001 %" if share < 0.001 else f"{share:.3g} %" if share < 100 else f"{share:.0f} %"
+        "0 %" if share <= 0 else "<0.001 %" if share < 0.001 else f"{share:.2g} %" if share < 99.5 else f"{share:.0f} %"
     )

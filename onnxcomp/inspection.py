@@ -69,6 +69,7 @@ class Inspection:
         operators: Operator to how often it occurs, most frequent first.
         layers: Weighted nodes in topological order, named as in the model.
         folded: What canonicalisation would change before any pass.
+        asked: Specs of the passes that were asked, in order.
         proposed: Whether the passes were asked what they would make of each layer.
         data: What predicted errors are measured on, in words; None where they are of the weights.
         samples: Number of samples in these data.
@@ -85,6 +86,7 @@ class Inspection:
     operators: Mapping[str, int]
     layers: tuple[Layer, ...]
     folded: tuple[str, ...]
+    asked: tuple[str, ...]
     proposed: bool
     data: str | None
     samples: int
@@ -136,6 +138,7 @@ def inspect_model(
         operators=_operators(model),
         layers=tuple(_layer(n, by_node.get(n) or answers.get(origin_of(n)) or Answers()) for n in layers),
         folded=folded,
+        asked=tuple(passes),
         proposed=propose,
         data=None if data is None else data.describe(),
         samples=0 if data is None else len(data),
