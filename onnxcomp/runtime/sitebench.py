@@ -22,8 +22,8 @@ __all__ = ["SiteTiming", "chain_speedups", "site_model", "time_chains"]
 
 Times = NDArray[np.float64]
 
-# A site alone is dominated by the conversions of layout at its ends; a row of three amortises them. A large one has
-# little of that and takes long enough by itself.
+# A site alone has conversions of layout at its ends, which a network has not, and finds its weights in the caches,
+# where a network has put others; three copies amortise and displace them. A large one takes long enough by itself.
 _COPIES = 3
 _LARGE_MACS = 300_000_000
 # Chains that take turns with one base session, and the bytes of weights that those sessions may hold.
@@ -85,29 +85,47 @@ def chain_speedups(site: Site, chains: Sequence[Sequence[Link]], opset: int, con
 
 
 def site_model(site: Site, chain: Sequence[Link] | None, opset: int, copies: int) -> ir.Model:
-    """Build a model that holds nothing but the site, or the chain in its place, `copies` times in a row.
+    """Build a model that holds nothing but the site, or the chain in its place, `copies` times.
 
-    Each copy ends in a Relu, as convolutions nearly always do, so that fusion is that of a real network.
+    They stand in a row where the output has the input's shape, otherwise side by side. Each ends in a Relu, as
+    convolutions nearly always do, so that fusion is that of a real network; side by side, each convolution in a
+    GlobalAveragePool too, so that no large output has to be brought into the layout of graph outputs.
     """
     shape = _input_shape(site) or ()
     source = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
     graph = ir.Graph([source], [], nodes=[], opset_imports={"": opset}, name="site")
-    value = source
+    row = _keeps_shape(site)
+    pooled = copies > 1 and not row and site.kind in ("Conv", "ConvTranspose")
+    ends: list[ir.Value] = []
     for copy in range(copies):
         constants = [add_initializer(graph, f"w{copy}.{i}", array) for i, array in enumerate(_constants(site))]
-        node = ir.node(site.kind, [value, *constants], attributes=_attributes(site), name=f"site{copy}")
-        node.outputs[0].name = f"site{copy}.out"
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        relu = ir.node("Relu", [node.outputs[0]], name=f"relu{copy}")
-        relu.outputs[0].name = f"relu{copy}.out"
-        relu.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        graph.extend([node, relu])
-        value = relu.outputs[0]
+        data = ends.pop() if row and ends else source
+        node = _append(graph, site.kind, [data, *constants], f"site{copy}", _attributes(site))
+        end = _append(graph, "Relu", [node.outputs[0]], f"relu{copy}")
         if chain is not None:
             replace_by_chain(node, chain, "bench")
-    value.shape = ir.Shape([1, *(static_shape(site.node.outputs[0])[1:] or [None] * (len(shape) - 1))])
-    graph.outputs.append(value)
+        if pooled:
+            end = _append(graph, "GlobalAveragePool", [end.outputs[0]], f"mean{copy}")
+        ends.append(end.outputs[0])
+    out = static_shape(site.node.outputs[0])[1:] or (None,) * (len(shape) - 1)
+    for value in ends:
+        value.shape = ir.Shape([1, out[0], *(1 for _ in out[1:])] if pooled else [1, *out])
+    graph.outputs.extend(ends)
     return ir.Model(graph, ir_version=8)
+
+
+def _append(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    attributes: Mapping[str, int | str | list[int]] | None = None,
+) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes=attributes, name=name)
+    node.outputs[0].name = f"{name}.out"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.append(node)
+    return node
 
 
 class _Bench:
@@ -115,8 +133,7 @@ class _Bench:
 
     def __init__(self, site: Site, opset: int, context: Context) -> None:
         self._site, self._opset, self._context = site, opset, context
-        small = (site.cost.macs or 0) < _LARGE_MACS
-        self.copies = _COPIES if small and _keeps_shape(site) else 1
+        self.copies = _COPIES if (site.cost.macs or 0) < _LARGE_MACS else 1
         shape = _input_shape(site) or ()
         self._feed = {"x": np.random.default_rng(context.seed).standard_normal(shape).astype(np.float32)}
         self._base = self._call(None)

@@ -12,7 +12,9 @@ from onnxcomp.contract import Context
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
+from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime import sitebench
+from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.sitebench import SiteTiming, chain_speedups, site_model, time_chains
 
 Parsed = Callable[..., ir.Model]
@@ -51,6 +53,30 @@ def test_the_bench_computes_what_the_site_does(parsed: Parsed, outputs_of: Outpu
     (wanted,), (got,) = outputs_of(bench, {"x": x}).values(), outputs_of(chain, {"x": x}).values()
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     assert wanted.shape[2:] == site.output_shape[2:] and (wanted > 0).any()
+
+
+@pytest.mark.parametrize("text", [STRIDED, UP])
+def test_copies_that_fit_in_no_row_stand_side_by_side(parsed: Parsed, outputs_of: OutputsOf, text: str) -> None:
+    site = _site(parsed, text)
+    x = {"x": np.random.default_rng(1).standard_normal((1, 8, 9, 9)).astype(np.float32)}
+    (wanted,) = outputs_of(site_model(site, None, 17, 1), x).values()
+    for chain in (None, _chain(site)):
+        bench = site_model(site, chain, 17, 3)
+        assert [n.op_type for n in bench.graph][-2:] == ["Relu", "GlobalAveragePool"]
+        got = list(outputs_of(bench, x).values())
+        assert len(got) == 3
+        for own in got:
+            np.testing.assert_allclose(own, wanted.mean((2, 3), keepdims=True), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", [SAME, STRIDED])
+def test_with_int8_behind_the_bench_runs_on_integers(parsed: Parsed, in_context: InContext, text: str) -> None:
+    site = _site(parsed, text)
+    context = in_context(followers=build_pipeline("int8"))
+    for chain in (None, _chain(site)):
+        fates = fusion_proof(context.rehearsed(site_model(site, chain, 17, 3)))
+        convolutions = [fate for fate in fates if fate.kernel and "Conv" in fate.kernel]
+        assert len(convolutions) >= 3 and all(fate.integer for fate in convolutions)
 
 
 def test_chains_are_timed_for_real(parsed: Parsed, in_context: InContext) -> None:
@@ -97,7 +123,7 @@ def test_what_is_not_known_well_is_measured_again(
     )
     monkeypatch.setattr(sitebench, "interleaved", timer)
     timing = time_chains(site, [known, doubtful], 17, in_context())
-    assert timing == SiteTiming(1000.0, (0.5, 0.8)) and timer.calls == [3, 2]
+    assert timing == SiteTiming(1000.0 / 3, (0.5, 0.8)) and timer.calls == [3, 2]
 
 
 def _thin(site: Site, rank: int) -> list[Link]:
@@ -166,9 +192,11 @@ def test_products_are_timed_in_their_own_form(
     (site,) = weighted_sites(parsed(text, w=weight, **bias), ("Gemm", "MatMul"))
     assert isinstance(site, Site)
     x = rng.standard_normal(shape).astype(np.float32)
-    (got,) = outputs_of(site_model(site, None, 17, 1), {"x": x}).values()
+    outputs = list(outputs_of(site_model(site, None, 17, 3), {"x": x}).values())
+    assert len(outputs) == 3
     matrix = weight.T if "transB" in text else weight
-    np.testing.assert_allclose(got, np.maximum(x @ matrix + sum(bias.values()), 0), rtol=1e-4, atol=1e-5)
+    for got in outputs:
+        np.testing.assert_allclose(got, np.maximum(x @ matrix + sum(bias.values()), 0), rtol=1e-4, atol=1e-5)
     halves = [
         Link("first", "MatMul", (np.ones((8, 2), np.float32),)),
         Link("last", "MatMul", (np.ones((2, 6), np.float32),)),
@@ -177,7 +205,7 @@ def test_products_are_timed_in_their_own_form(
     assert timing is not None and 0 < timing.ratios[0] < 100
 
 
-@pytest.mark.parametrize(("limit", "groups"), [(1 << 20, [8, 8, 4]), (4 * 256, [4] * 5), (100, [1] * 20)])
+@pytest.mark.parametrize(("limit", "groups"), [(1 << 20, [8, 8, 4]), (4 * 3 * 256, [4] * 5), (100, [1] * 20)])
 def test_sessions_that_are_open_together_hold_few_weights(
     parsed: Parsed, in_context: InContext, monkeypatch: pytest.MonkeyPatch, limit: int, groups: list[int]
 ) -> None:
@@ -187,5 +215,5 @@ def test_sessions_that_are_open_together_hold_few_weights(
     site = _site(parsed, STRIDED)
     eye = Link("a", "Conv", (np.eye(8, dtype=np.float32)[:, :, None, None],))
     chains = [[eye, *(Link(f"r{k}", "Relu") for k in range(i))] for i in range(20)]
-    assert time_chains(site, chains, 17, in_context()) == SiteTiming(1000.0, (1.0,) * 20)
+    assert time_chains(site, chains, 17, in_context()) == SiteTiming(1000.0 / 3, (1.0,) * 20)
     assert timer.calls == [1 + count for count in groups]
