@@ -135,12 +135,12 @@ class Tucker2(TuckerForm):
         geometry = site.geometry
         point = {k: v for k, v in geometry.pointlike().attributes().items() if k != "auto_pad"}
         made = roles(groups)
-        core = [np.swapaxes(f["core"], 0, 1) if geometry.transposed else f["core"] for f in groups]
+        core = [{"core": np.swapaxes(f["core"], 0, 1)} for f in groups] if geometry.transposed else groups
         links: list[Link] = []
         if "first" in made:
             links.append(Link("first", "Conv", (joined(groups, "first"),), point))
         tail = constants(bias)
-        weight = np.concatenate(core).astype(np.float32)
+        weight = joined(core, "core")
         links.append(Link("core", site.kind, (weight, *(() if "last" in made else tail)), geometry.attributes()))
         if "last" in made:
             links.append(Link("last", "Conv", (pointwise(joined(groups, "last"), geometry.rank), *tail), point))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from onnxcomp.options import Bounds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     from onnxcomp.calibration.gram import PatchGram
     from onnxcomp.graph.edit import Link
@@ -136,7 +137,8 @@ class Decomposition(Form):
 
     def cost(self, site: Site, setting: Setting) -> Cost:
         """What a setting costs."""
-        zero = np.zeros((), np.float64)
+        # Of the links' type, so that the factors of one group stay views of a single number.
+        zero = cast("NDArray[np.float64]", np.zeros((), np.float32))
         factors = {role: np.broadcast_to(zero, s) for role, s in self.shapes(group_shape(site), setting).items()}
         return chain_cost(site, self.links(site, setting, [factors] * site.geometry.group, site.bias))
 

@@ -55,7 +55,9 @@ def problems_of(site: Site, gram: PatchGram | None) -> list[Problem]:
 
 def joined(groups: Sequence[Factors], key: str) -> NDArray[np.float32]:
     """One factor of all groups, float32, joined on axis 0."""
-    return np.concatenate([group[key] for group in groups]).astype(np.float32)
+    parts = [group[key] for group in groups]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole.astype(np.float32, copy=False)
 
 
 def group_shape(site: Site) -> tuple[int, ...]:

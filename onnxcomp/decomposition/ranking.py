@@ -114,7 +114,7 @@ class _Ranking:
             setting = Setting(ranks, order)
             rounded = f", rounded to {_times(ranks)}," if ranks != raw else ""
             told = f"rank {_times(raw)}{rounded} of {_times(full)} is past break-even"
-            if share(form.cost(self.site, setting), self.site.cost) < 1.0:
+            if not form.whole(shape, setting) and share(form.cost(self.site, setting), self.site.cost) < 1.0:
                 found.append(setting)
         return self._least_loss(found) if found else Skip(self.site.name, f"no gain: {told}")
 
