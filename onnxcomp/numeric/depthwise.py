@@ -28,7 +28,6 @@ from onnxcomp.numeric.taps import (
     invert,
     lower_blocks,
     magnitude,
-    shared,
     tap_basis,
     tap_gram,
 )
@@ -144,7 +143,7 @@ def depthwise_features(depthwise: Float, x: Float) -> Float:
 
 
 def balance_depthwise(depthwise: Float, pointwise: Float, xx: Float | None) -> tuple[Float, Float]:
-    """Give the filtered channels of a block equal root mean square, and its factors equal largest entries.
+    """Give every filtered channel, in all groups alike, a root mean square of 1; the pointwise weights take the rest.
 
     Args:
         depthwise: (Ci, R, *kernel).
@@ -154,8 +153,7 @@ def balance_depthwise(depthwise: Float, pointwise: Float, xx: Float | None) -> t
     flat = depthwise.reshape(*depthwise.shape[:2], -1)
     seen = flat if xx is None else np.matmul(flat, _own_blocks(xx, flat.shape[2]))
     scale = magnitude((flat * seen).sum(axis=2))
-    flat, pointwise = flat / scale[:, :, None], pointwise * scale.T
-    return shared(flat.reshape(depthwise.shape), pointwise)
+    return (flat / scale[:, :, None]).reshape(depthwise.shape), pointwise * scale.T
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.numeric.leastsquares import cholesky, conjugate_gradients, solve
 from onnxcomp.numeric.moments import Covariance, Moments, channel_average
-from onnxcomp.numeric.taps import fit_target, flat_taps, invert, lower_blocks, magnitude, shared, tap_basis, tap_gram
+from onnxcomp.numeric.taps import fit_target, flat_taps, invert, lower_blocks, magnitude, tap_basis, tap_gram
 
 __all__ = ["PointwiseErrors", "balance_pointwise", "compose_pointwise", "fit_pointwise", "split_pointwise"]
 
@@ -113,7 +113,7 @@ def compose_pointwise(pointwise: Float, depthwise: Float) -> Float:
 
 
 def balance_pointwise(pointwise: Float, depthwise: Float, xx: Float | None) -> tuple[Float, Float]:
-    """Give the channels between the factors of a block equal root mean square, and the factors equal largest entries.
+    """Give every channel between the factors, in all groups alike, a root mean square of 1; the filters take the rest.
 
     Args:
         pointwise: (Co, R, Ci).
@@ -123,7 +123,7 @@ def balance_pointwise(pointwise: Float, depthwise: Float, xx: Float | None) -> t
     outs, rank, *kernel = depthwise.shape
     seen = pointwise if xx is None else pointwise @ channel_average(xx, int(np.prod(kernel)))
     scale = magnitude((pointwise * seen).sum(axis=2))
-    return shared(pointwise / scale[:, :, None], depthwise * scale.reshape(outs, rank, *(1,) * len(kernel)))
+    return pointwise / scale[:, :, None], depthwise * scale.reshape(outs, rank, *(1,) * len(kernel))
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -20,7 +20,6 @@ __all__ = [
     "invert",
     "lower_blocks",
     "magnitude",
-    "shared",
     "tap_basis",
     "tap_gram",
     "tap_tails",
@@ -110,15 +109,6 @@ def invert(blocks: Float) -> Float:
 def magnitude(energy: Float) -> Float:
     """Root of the energy; 1 for channels that never respond."""
     return np.sqrt(np.where(energy > 0.0, energy, 1.0))
-
-
-def shared(one: Float, other: Float) -> tuple[Float, Float]:
-    """Give the factors of each block (axis 1 of both) the same largest entry; their product stays."""
-    blocks = one.shape[1]
-    sizes = [np.abs(np.moveaxis(f, 1, 0).reshape(blocks, -1)).max(axis=1) for f in (one, other)]
-    ratio = np.sqrt(np.where(sizes[0] * sizes[1] > 0.0, sizes[1] / np.maximum(sizes[0], np.finfo(float).tiny), 1.0))
-    up = ratio.reshape(1, -1, *(1,) * (one.ndim - 2))
-    return one * up, other / ratio.reshape(1, -1, *(1,) * (other.ndim - 2))
 
 
 def _leading(grams: Float, rank: int) -> Float:
