@@ -71,6 +71,11 @@ class Structured(Decomposition):
             if getattr(self, name) is not None:
                 raise OptionError(f"structured: n and {name} exclude each other; give one")
 
+    @property
+    def named(self) -> bool:
+        """Whether the number of taps was given."""
+        return self.n is not None or super().named
+
     def explicit(self) -> bool:
         """Whether n follows from anything but the defaults."""
         return self.n is not None or super().explicit()

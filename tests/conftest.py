@@ -87,3 +87,38 @@ def planted() -> Planted:
         return np.asarray(joined / (joined.std() * np.sqrt(np.prod(shape[1:]))), np.float32)
 
     return make
+
+
+STACK = """g (float[N,16,8,8] x) => (float[N,10] y) {
+  [a] a1 = Conv<pads=[1,1,1,1]>(x, wa, ba) [act_a] a2 = Relu(a1)
+  [b] b1 = Conv<pads=[1,1,1,1], strides=[2,2]>(a2, wb, bb) [act_b] b2 = Relu(b1)
+  [c] c1 = Conv<pads=[1,1,1,1]>(b2, wc) [act_c] c2 = Relu(c1)
+  [pool] p = GlobalAveragePool(c2) [flat] f = Flatten(p) [head] y = Gemm<transB=1>(f, wh, bh) }"""
+
+
+@pytest.fixture(scope="session")
+def fading() -> Planted:
+    """A float32 weight (Co, Ci, *kernel) whose spectra fall on both sides, as those of trained layers do."""
+
+    def make(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        outs, ins = (rng.standard_normal((n, n)) * np.exp(-np.arange(n) / 4) for n in shape[:2])
+        weight = np.einsum("oa,ab...,ib->oi...", outs, rng.standard_normal(shape), ins)
+        return np.asarray(weight / weight.std() * np.sqrt(2 / np.prod(shape[1:])), np.float32)
+
+    return make
+
+
+@pytest.fixture
+def stack(parsed: Parsed, fading: Planted) -> ir.Model:
+    """A classifier of three convolutions, ``a``, ``b`` and ``c``, and a Gemm, ``head``."""
+    shapes = {"wa": (24, 16, 3, 3), "wb": (32, 24, 3, 3), "wc": (32, 32, 3, 3), "wh": (10, 32)}
+    arrays = {name: fading(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
+    biases = {name: np.full(count, 0.1, np.float32) for name, count in (("ba", 24), ("bb", 32), ("bh", 10))}
+    return parsed(STACK, **arrays, **biases)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Arrays:
+    """Inputs for ``stack``."""
+    return {"x": np.random.default_rng(9).standard_normal((64, 16, 8, 8)).astype(np.float32)}

@@ -50,12 +50,14 @@ class Allocator:
     def run(self, model: ir.Model, aim: Aim, use: str | None, context: Context) -> PassReport:
         """Choose a form for every site and rewrite the model in place."""
         original = model.clone()
+        # Sites that are given back keep their part of the decision: the others would else make up for them.
+        everywhere = replace(context, given_back=frozenset())
         uses, left = layer_options(original, context.overrides, use)
         sites = [
             site
             for site in weighted_sites(original, Assigned.kinds)
             if isinstance(site, Site)
-            and not context.excluded(site.name)
+            and not everywhere.excluded(site.name)
             and site.name not in uses
             and site.name not in left
         ]
@@ -63,7 +65,9 @@ class Allocator:
             return self.apply(model, uses, left, context)
         menus = self._menus(original, sites, context)
         whole = Totals(model_cost(original), _milliseconds(original, menus, context))
-        decision = decide(original, menus, aim, whole, context)
+        decision = decide(original, menus, aim, whole, context).without(
+            {index for index, menu in enumerate(menus) if context.excluded(menu.site.name)}
+        )
         chosen = {
             menu.site.name: menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
         }

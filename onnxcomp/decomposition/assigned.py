@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Candidate, Context, SitePass, Skip
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.graph.sites import Site
 from onnxcomp.options import spec_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["Assigned"]
 
@@ -30,6 +33,11 @@ class Assigned(SitePass):
 
     forms: Mapping[str, Decomposition] = field(default_factory=dict[str, Decomposition])
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Raise what the passes raise, where one of them cannot run."""
+        for form in self.forms.values():
+            form.requires(model, context)
 
     def refuse(self, site: Site) -> str | None:
         """Say why a site stays as it is."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from onnxcomp.contract import Context
-from onnxcomp.cost import model_cost
 from onnxcomp.decomposition.menu import SiteMenu
 from onnxcomp.decomposition.targets import Resource, Table, Totals
 from onnxcomp.graph.edit import replace_by_chain
@@ -51,6 +50,10 @@ class Decision:
     table: Table
     note: str = ""
 
+    def without(self, sites: Collection[int]) -> Decision:
+        """The same but for some sites, by number, that stay as they are."""
+        return replace(self, picks=tuple(0 if site in sites else pick for site, pick in enumerate(self.picks)))
+
 
 def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals, context: Context) -> Decision:
     """Pick a form for every site.
@@ -62,13 +65,21 @@ def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals,
         totals: What the model takes.
         context: The run's context.
     """
-    table = Table(menus, aim.resource, totals.of(aim.resource))
+    resource = totals.countable(aim.resource)
+    table = Table(menus, resource, totals.of(resource))
     if aim.part is None:
         return Decision(tuple(table.losing(aim.loss)), table)
+    if aim.resource == "ms" and resource != "ms":
+        return Decision((0,) * len(menus), table, "no layer could be timed, so that none was changed for speed")
     if aim.resource == "ms":
         return _fast_enough(model, menus, table, aim.part, context)
     picks = table.within(aim.part * table.whole)
-    return Decision(tuple(picks), table) if picks is not None else _missed(table, aim.part)
+    if picks is None:
+        return _missed(table, aim.part)
+    counted = (
+        "" if resource == aim.resource else "MACs are not known, with dynamic shapes: weights were counted instead"
+    )
+    return Decision(tuple(picks), table, counted)
 
 
 def _fast_enough(model: ir.Model, menus: Sequence[SiteMenu], table: Table, part: float, context: Context) -> Decision:
@@ -98,7 +109,7 @@ def _missed(table: Table, part: float) -> Decision:
     )
 
 
-_WORDS: dict[Resource, str] = {"macs": "MACs", "bytes": "bytes", "ms": "time"}
+_WORDS: dict[Resource, str] = {"macs": "MACs", "parameters": "weights", "bytes": "bytes", "ms": "time"}
 
 
 def _measured(model: ir.Model, menus: Sequence[SiteMenu], picks: Sequence[int], context: Context) -> float | None:
@@ -113,8 +124,3 @@ def _measured(model: ir.Model, menus: Sequence[SiteMenu], picks: Sequence[int], 
     infer_shapes(trial)
     speedup = time_models(context.rehearsed(model), context.rehearsed(trial), context)
     return None if speedup is None else 1.0 / speedup.ratio
-
-
-def totals_of(model: ir.Model, ms: float | None) -> Totals:
-    """What a model takes."""
-    return Totals(model_cost(model), ms)

@@ -17,21 +17,28 @@ from onnxcomp.numeric.hull import descent
 
 __all__ = ["Resource", "Table", "Totals"]
 
-Resource = Literal["macs", "bytes", "ms"]
+Resource = Literal["macs", "parameters", "bytes", "ms"]
 Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the whole model takes: multiply-accumulates, bytes of constants, and milliseconds where it was timed."""
+    """What the whole model takes: its static cost, and milliseconds where it was timed."""
 
     cost: Cost
     ms: float | None
 
     def of(self, resource: Resource) -> float:
-        """One of the three; NaN where it is not known."""
-        known = {"macs": self.cost.macs, "bytes": self.cost.bytes, "ms": self.ms}[resource]
+        """One of them; NaN where it is not known."""
+        cost = self.cost
+        known = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes, "ms": self.ms}[resource]
         return float("nan") if known is None else float(known)
+
+    def countable(self, resource: Resource) -> Resource:
+        """The resource, or what stands for it where it is not known: MACs for time, parameters for MACs."""
+        if resource == "ms" and self.ms is None:
+            resource = "macs"
+        return "parameters" if resource == "macs" and self.cost.macs is None else resource
 
 
 class Table:
@@ -81,4 +88,4 @@ def _amount(menu: SiteMenu, choice: Choice, resource: Resource) -> float:
         return float(choice.cost.bytes)
     if resource == "ms":
         return 0.0 if choice.time is None or menu.site_ms is None else choice.time * menu.site_ms
-    return float(choice.cost.parameters if choice.cost.macs is None else choice.cost.macs)
+    return float(choice.cost.parameters if resource == "parameters" else choice.cost.macs or 0)
