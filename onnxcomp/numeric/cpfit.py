@@ -14,15 +14,18 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from onnxcomp.numeric.cp import CP, DIVERGED, alternate, compose, divergence, shared, slice_terms
+from onnxcomp.numeric.cp import CP, DIVERGED, Terms, alternate, compose, divergence, shared, slice_terms
 from onnxcomp.numeric.leastsquares import cholesky, conjugate_gradients, solve
-from onnxcomp.numeric.moments import Covariance, Moments, channel_average
+from onnxcomp.numeric.moments import Covariance, Moments, channel_average, squared_residual
 
 __all__ = ["TermErrors", "fit_cp"]
 
 Float = NDArray[np.float64]
 
 _CG_STEPS = 4
+# Multiplications and sweeps that an estimate may take.
+_ESTIMATE_WORK = 1.5e10
+_ESTIMATE_SWEEPS = 50
 
 
 def fit_cp(
@@ -67,31 +70,48 @@ def fit_cp(
 
 
 class TermErrors:
-    """What each rank loses of a layer's output at most, from one factorisation for all ranks.
+    """An estimate of what each rank loses of a layer's output, from one factorisation for all ranks.
 
-    The terms are the orthogonal ones of the whitened weight, largest first, with the last factor fitted to the output:
-    where `fit_cp` begins. Its alternations lose a tenth to a third less.
-
-    Without moments the error is that of the weight, with the orthogonal terms as they are.
+    The orthogonal terms of the whitened weight, largest first, with the last factor fitted to the output are where
+    `fit_cp` begins: what they lose is an upper bound. It is scaled down by what sweeps gain at a single rank, a quarter
+    of the largest one. Without moments all of this holds for the error of the weight.
 
     Args:
         weight: (Co, Ci, *kernel).
         moments: Of the layer's patches, targets optional; None for the error of the weight.
         most: Largest rank that will be asked for.
         damping: As in `fit_cp`.
+        sweeps: At that single rank; 0 gives the upper bounds, by default as many as take a second or two.
     """
 
     def __init__(
-        self, weight: NDArray[np.floating], moments: Moments | None, most: int, *, damping: float = 1e-2
+        self,
+        weight: NDArray[np.floating],
+        moments: Moments | None,
+        most: int,
+        *,
+        damping: float = 1e-2,
+        sweeps: int | None = None,
     ) -> None:
         k = _flat(weight, moments)
+        rank = max(most // 4, 1)
+        count = min(int(_ESTIMATE_WORK / (2.0 * k.size * rank)), _ESTIMATE_SWEEPS) if sweeps is None else sweeps
         if moments is None:
             explained, total = np.square(slice_terms(k, most).sizes), float(np.vdot(k, k))
+            reached = float(np.linalg.norm(k - compose(alternate(k, rank, sweeps=count))) ** 2)
         else:
             covariance = _covariance(k, moments, damping)
-            explained, total = _explained(k, most, covariance), float(covariance.yy.sum())
-        lost = total - np.append(0.0, np.cumsum(explained))
-        self._errors: Float = np.maximum(lost, 0.0) / total if total > 0.0 else np.zeros(len(lost))
+            whitening = _Whitening(covariance.xx, k.shape[2])
+            white = whitening.apply(k)
+            explained, total = _explained(slice_terms(white, most), covariance, whitening), float(covariance.yy.sum())
+            fitted = _Problem(covariance, whitening).last(whitening.undo(alternate(white, rank, sweeps=count)))
+            reached = squared_residual(compose(fitted).reshape(len(k), -1), covariance)
+        lost = np.maximum(total - np.append(0.0, np.cumsum(explained)), 0.0)
+        start = float(lost[min(rank, len(explained))])
+        gain = min(reached / start, 1.0) if start > 0.0 else 1.0
+        # A single term has little to gain; from there the gain is taken to grow with the logarithm of the rank.
+        lost[1:] *= gain ** np.minimum(np.log(np.arange(1, len(lost))) / max(np.log(rank), 1.0), 1.0)
+        self._errors: Float = lost / total if total > 0.0 else lost
 
     def __call__(self, rank: int) -> float:
         """Relative squared error of a rank, up to the largest one asked for."""
@@ -111,21 +131,19 @@ def _covariance(k: Float, moments: Moments, damping: float) -> Covariance:
     return complete.damped(k, damping)
 
 
-def _explained(k: Float, most: int, covariance: Covariance) -> Float:
+def _explained(terms: Terms, covariance: Covariance, whitening: _Whitening) -> Float:
     """Energy of the output that each orthogonal term adds to what those before it explain, all outputs together: (R,).
 
     Terms share a few kernels, so that the Gram is projected kernel by kernel, at a fraction of the cost.
     """
-    channels, taps = k.shape[1:]
-    whitening = _Whitening(covariance.xx, taps)
-    terms = slice_terms(whitening.apply(k), most)
+    channels, taps, outs = len(whitening.channel), len(whitening.tap), len(covariance.yy)
     first, kernels = whitening.unmixed(terms.right), whitening.kernels(terms.directions)
     half = (covariance.xx.reshape(-1, taps) @ kernels.T).reshape(channels, taps, channels, taps)
     xx = np.einsum("ps,isjq->piqj", kernels, half, optimize=True)
     yx = np.tensordot(covariance.yx.reshape(-1, channels, taps), kernels, (2, 1)).transpose(2, 1, 0)
     members = [np.flatnonzero(terms.tap == tap) for tap in range(taps)]
     gram = np.empty((len(first), len(first)))
-    cross = np.empty((len(first), len(k)))
+    cross = np.empty((len(first), outs))
     for p, rows in enumerate(members):
         part = np.tensordot(first[rows], xx[p], (1, 0))
         cross[rows] = first[rows] @ yx[p]
