@@ -128,7 +128,22 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["depthwise", "fold", "fp16", "int3", "int4", "int8", "binary", "pow2", "ternary", "tucker2"]
+    "name",
+    [
+        "binary",
+        "channel",
+        "depthwise",
+        "fold",
+        "fp16",
+        "int3",
+        "int4",
+        "int8",
+        "lowrank",
+        "pow2",
+        "spatial",
+        "ternary",
+        "tucker2",
+    ],
 )
 def test_the_tables_of_options_are_those_of_the_passes(name: str) -> None:
     text = (ROOT / "docs" / "passes.md").read_text("utf-8")

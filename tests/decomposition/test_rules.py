@@ -141,7 +141,7 @@ def test_weakened_lies_between_vbmf_and_the_full_rank(
     form: Form, net: Callable[[Form], ir.Model], in_context: InContext
 ) -> None:
     vbmf = _ranks(_one(form(rank="vbmf").run(net(form), in_context())))
-    weakened = _ranks(_one(form(weaken=0.7).run(net(form), in_context())))
+    weakened = _ranks(_one(form(weaken=0.7 if form in (Tucker2, Channel) else 0.9).run(net(form), in_context())))
     assert all(a <= b for a, b in zip(vbmf, weakened, strict=True)) and vbmf != weakened
     assert _ranks(_one(form(weaken=1.0).run(net(form), in_context()))) == vbmf
 
