@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from onnxcomp.runtime.timing import interleaved, median_interval
 
-__all__ = ["Array", "outputs", "session", "speedups", "sqnr", "top1"]
+__all__ = ["Array", "lost_points", "outputs", "session", "speedups", "sqnr", "top1"]
 
 Array = NDArray[Any]
 _TWO_SIDED_95 = 1.96
 
 
-def session(path: Path, optimized_to: Path | None = None) -> ort.InferenceSession:
+def session(path: Path, optimized_to: Path | None = None, threads: int = 1) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
@@ -58,8 +58,15 @@ def top1(base: list[Array], own: list[Array], labels: Array | None) -> tuple[str
     """Accuracy, and the drop in points with its paired 95 % interval (normal approximation)."""
     if labels is None:
         return "", ""
-    right, base_right = ((o[0].reshape(len(labels), -1).argmax(1) == labels).astype(float) for o in (own, base))
-    lost = base_right - right
-    half = _TWO_SIDED_95 * lost.std() / np.sqrt(len(lost))
-    drop = f"{100 * lost.mean():.2f} ({100 * (lost.mean() - half):.2f} to {100 * (lost.mean() + half):.2f})"
-    return f"{100 * right.mean():.2f}", drop
+    lost, half = lost_points(base, own, labels)
+    return f"{100 * _right(own, labels).mean():.2f}", f"{lost:.2f} ({lost - half:.2f} to {lost + half:.2f})"
+
+
+def lost_points(base: list[Array], own: list[Array], labels: Array) -> tuple[float, float]:
+    """Percentage points of top-1 that are lost, and half their paired 95 % interval."""
+    lost = _right(base, labels) - _right(own, labels)
+    return 100 * float(lost.mean()), 100 * _TWO_SIDED_95 * float(lost.std()) / len(lost) ** 0.5
+
+
+def _right(scores: list[Array], labels: Array) -> Array:
+    return (scores[0].reshape(len(labels), -1).argmax(1) == labels).astype(float)

@@ -1,0 +1,211 @@
+"""Compile a real model in a process of its own, and judge the file against the original on images no step has seen.
+
+Files, reports, outputs and judgements are kept in a folder and used again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from common import Array, lost_points, outputs, session, sqnr
+from real import images, model_file
+
+import onnxcomp
+from onnxcomp.contract import Objective
+from onnxcomp.report.schema import report_document
+from onnxcomp.runtime.timing import Speedup, paired
+
+__all__ = ["Bench", "Job", "Judged", "compile_job"]
+
+COUNTS = {"vgg16_cifar10": 2048, "imagenet": 256}
+Choices = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the compiler.
+
+    `replay` holds the choices of each pass, made elsewhere; empty: the passes choose. `images` overrides the usual
+    number of calibration images; 0 gives none.
+    """
+
+    model: str
+    pipeline: str
+    objective: Objective = "latency"
+    replay: tuple[Choices, ...] = ()
+    images: int | None = None
+
+    @property
+    def count(self) -> int:
+        usual = next((count for part, count in COUNTS.items() if part in self.model), 512)
+        return usual if self.images is None else self.images
+
+    def file(self, work: Path) -> Path:
+        text = json.dumps([*asdict(self).values()], sort_keys=True)
+        words = "".join(c if c.isalnum() else "-" for c in self.pipeline)[:60]
+        return work / f"{self.model}.{words}.{self.objective}.{sha256(text.encode()).hexdigest()[:8]}.onnx"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A written file against the original.
+
+    `macs`, `bytes` and `parameters` are shares of the original's; `lost` and `half` are points of top-1 and half their
+    paired 95 % interval; `speed` is None where nothing was timed.
+    """
+
+    macs: float
+    bytes: float
+    parameters: float
+    lost: float
+    half: float
+    decibels: float
+    seconds: float
+    cpu: float
+    megabytes: float
+    speed: Speedup | None = None
+    report: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def drop(self) -> str:
+        return f"{self.lost:.2f} ({self.lost - self.half:.2f} to {self.lost + self.half:.2f})"
+
+    @property
+    def faster(self) -> str:
+        speed = self.speed
+        return "" if speed is None else f"{speed.ratio:.2f} ({speed.low:.2f} to {speed.high:.2f})"
+
+    @property
+    def layers(self) -> str:
+        """How many layers the first pass rewrote, of those that it looked at."""
+        step = self.report["steps"][0]
+        changes = len(step["changes"])
+        return f"{changes if step['kept'] else 0}/{changes + len(step['skips'])}"
+
+    @property
+    def changed(self) -> bool:
+        return any(step["kept"] and step["changes"] for step in self.report["steps"])
+
+
+class Bench:
+    """Compiles and judges, each file once.
+
+    Args:
+        work: Where everything is kept.
+        count: Calibration images in place of the usual number, for a quick look.
+        only: A text; rows of models or pipelines without it are left out.
+    """
+
+    def __init__(self, work: Path, count: int | None = None, only: str = "") -> None:
+        self.work = work.resolve()
+        self._count = count
+        self._only = only
+
+    def wanted(self, model: str, pipeline: str = "") -> bool:
+        return self._only in f"{model} {pipeline}"
+
+    def compiled(self, job: Job) -> Path:
+        """The file of a job, compiled unless it is there; the report lies beside it."""
+        job = job if self._count is None or job.images == 0 else Job(**{**vars(job), "images": self._count})
+        out = job.file(self.work)
+        if not out.exists():
+            started = time.perf_counter()
+            code = f"import sys, judging; judging.compile_job(sys.argv[1], {str(out)!r})"
+            arguments = [sys.executable, "-c", code, json.dumps(asdict(job))]
+            done = subprocess.run(arguments, cwd=Path(__file__).parent, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{job}\n{done.stderr}")
+            _tell(
+                f"{job.model} {job.pipeline} [{job.objective}]: {time.perf_counter() - started:.0f} s,"
+                f" {self.report(out)['cpu']:.0f} s of CPU time"
+            )
+        return out
+
+    def report(self, path: Path) -> dict[str, Any]:
+        """The report of a file, with `seconds`, `cpu` seconds and `megabytes` of its run."""
+        document: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        return document
+
+    def judge(self, job: Job, timed: bool = True) -> Judged:
+        """Accuracy, cost and, if asked for, speed of a job's file against the original."""
+        path = self.compiled(job)
+        source = model_file(job.model, self.work)
+        report = self.report(path)
+        before, after = report["before"], report["after"]
+        labels = images(job.model, "eval", 10**9)[2]
+        lost, half = lost_points(self._outputs(job.model, source), self._outputs(job.model, path), labels)
+        return Judged(
+            macs=after["macs"] / before["macs"],
+            bytes=path.stat().st_size / source.stat().st_size,
+            parameters=after["parameters"] / before["parameters"],
+            lost=lost,
+            half=half,
+            decibels=self.decibels(job.model, source, path),
+            seconds=report["seconds"],
+            cpu=report["cpu"],
+            megabytes=report["megabytes"],
+            speed=self._speed(job.model, source, path) if timed else None,
+            report=report,
+        )
+
+    def decibels(self, model: str, base: Path, own: Path) -> float:
+        """SQNR of a file's outputs against another one's."""
+        return sqnr(self._outputs(model, base), self._outputs(model, own))
+
+    def _outputs(self, model: str, path: Path) -> list[Array]:
+        kept = self.work / f"{path.name}.outputs.npz"
+        if not kept.exists() or kept.stat().st_mtime < path.stat().st_mtime:
+            name, x, _ = images(model, "eval", 10**9)
+            found = outputs(session(path, threads=os.cpu_count() or 1), name, x)
+            np.savez(kept, *found)
+        with np.load(kept) as stored:
+            return [stored[key] for key in stored.files]
+
+    def _speed(self, model: str, source: Path, path: Path) -> Speedup:
+        kept = self.work / f"{path.name}.speed.json"
+        if not kept.exists() or kept.stat().st_mtime < path.stat().st_mtime:
+            name, x, _ = images(model, "eval", 1)
+            kept.write_text(json.dumps(asdict(paired(source, path, {name: x}, rounds=300, budget_s=10))))
+        return Speedup(**json.loads(kept.read_text()))
+
+
+def compile_job(text: str, out: str) -> None:
+    """Compile as a user would; write the model and its report."""
+    job = Job(**{**json.loads(text), "replay": tuple(json.loads(text)["replay"])})
+    assert job.objective in get_args(Objective)
+    work = Path(out).parent
+    source = model_file(job.model, work)
+    name, x, _ = images(job.model, "train", job.count or 1)
+    start = time.perf_counter()
+    result = onnxcomp.optimize(
+        source,
+        job.pipeline,
+        data={name: x} if job.count else None,
+        objective=job.objective,
+        replay=job.replay or None,
+        timing_cache=work / "timings.json",
+    )
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = {
+        "seconds": time.perf_counter() - start,
+        "cpu": used.ru_utime + used.ru_stime,
+        "megabytes": used.ru_maxrss / 1024,
+    }
+    document = {**report_document(result.report), **figures}
+    Path(out).with_suffix(".json").write_text(json.dumps(document))
+    result.save(out)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
