@@ -22,7 +22,8 @@ __all__ = ["TermErrors", "fit_cp"]
 
 Float = NDArray[np.float64]
 
-_CG_STEPS = 4
+# Steps of conjugate gradients in an update.
+_CG_STEPS = 2
 # Multiplications and sweeps that an estimate may take.
 _ESTIMATE_WORK = 1.5e10
 _ESTIMATE_SWEEPS = 50
@@ -33,7 +34,7 @@ def fit_cp(
     moments: Moments | None,
     rank: int,
     *,
-    rounds: int = 2,
+    rounds: int = 3,
     damping: float = 1e-2,
     sweeps: int | None = None,
 ) -> CP:
@@ -45,7 +46,8 @@ def fit_cp(
         weight: (Co, Ci, *kernel).
         moments: Of the layer's patches; without targets the weight supplies them.
         rank: Number of terms, 1 or more.
-        rounds: Updates of the first and of the middle factor, each followed by one of the last; none raises the error.
+        rounds: Updates of the first factor, and one of the middle factor behind them, each followed by one of the last;
+            none raises the error.
         damping: Pull towards the original weight, relative to the mean patch variance (see `regularised`).
         sweeps: Of the fit to the whitened weight; by default as many as are worth their time.
 
@@ -63,9 +65,9 @@ def fit_cp(
         start = alternate(target, rank, sweeps=sweeps)
     problem = _Problem(covariance, whitening)
     factors = _sound(problem.last(start), start)
-    for _ in range(rounds):
-        for update in (problem.first, problem.middle):
-            factors = _sound(problem.last(update(factors)), factors)
+    # The kernels gain a hundredth of what the first factor gains (512 x 512 x 9): they come once, at the end.
+    for update in [*[problem.first] * rounds, *[problem.middle] * min(rounds, 1)]:
+        factors = _sound(problem.last(update(factors)), factors)
     return shared(factors)
 
 
@@ -74,7 +76,8 @@ class TermErrors:
 
     The orthogonal terms of the whitened weight, largest first, with the last factor fitted to the output are where
     `fit_cp` begins: what they lose is an upper bound. It is scaled down by what sweeps gain at a single rank, a quarter
-    of the largest one. Without moments all of this holds for the error of the weight.
+    of the largest one. On layers of a trained vgg16 `fit_cp` lost 0.7 to 0.95 of the estimate. Without moments all of
+    this holds for the error of the weight.
 
     Args:
         weight: (Co, Ci, *kernel).
