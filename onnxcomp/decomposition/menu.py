@@ -9,6 +9,7 @@ from onnxcomp.choose import PAYS
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
 from onnxcomp.decomposition.scoring import Scored, SiteScores
+from onnxcomp.decomposition.sensitivity import Response
 from onnxcomp.graph.sites import Site
 from onnxcomp.options import replace_options, spec_of
 from onnxcomp.runtime.sitebench import SiteTiming, time_chains
@@ -63,16 +64,16 @@ class SiteMenu:
 
 
 def make_menus(
-    scores: Sequence[SiteScores], sensitivity: Mapping[str, float], opset: int, context: Context
+    scores: Sequence[SiteScores], responses: Mapping[str, Response], opset: int, context: Context
 ) -> list[SiteMenu]:
     """Time the candidates where latency counts, and weigh their errors.
 
-    A candidate that does not pay in time is out. Where the sensitivity of a site is not known, it is 1.
+    A candidate that does not pay in time is out. Where nothing was measured of a site, its error is the model's.
     """
-    return [_menu(own, sensitivity.get(own.site.name, 1.0), opset, context) for own in scores]
+    return [_menu(own, responses.get(own.site.name, Response()), opset, context) for own in scores]
 
 
-def _menu(own: SiteScores, sensitivity: float, opset: int, context: Context) -> SiteMenu:
+def _menu(own: SiteScores, response: Response, opset: int, context: Context) -> SiteMenu:
     timing = _timing(own, opset, context)
     choices = [Choice(None, own.site.cost, None if timing is None else 1.0, 0.0, 0.0)]
     for index, scored in enumerate(own.offers):
@@ -82,7 +83,7 @@ def _menu(own: SiteScores, sensitivity: float, opset: int, context: Context) -> 
             why = f"does not pay: {1 / time:.2f}x of the original's speed"
         elif context.objective == "size" and scored.cost.bytes >= own.site.cost.bytes:
             why = f"no smaller: {own.site.cost.bytes:,} -> {scored.cost.bytes:,} bytes"
-        choices.append(Choice(scored, scored.cost, time, scored.error, scored.error * sensitivity, why))
+        choices.append(Choice(scored, scored.cost, time, scored.error, response(scored.error), why))
     return SiteMenu(own.site, tuple(choices), None if timing is None else timing.site_ms, own.refusals)
 
 

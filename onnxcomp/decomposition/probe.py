@@ -1,4 +1,4 @@
-"""A probe of a layer: the same layer with some of its output's variance lost, to see what that does to the model."""
+"""Probes of a layer: the same layer with some of its output's variance lost, to see what that does to the model."""
 
 from __future__ import annotations
 
@@ -13,60 +13,84 @@ from onnxcomp.numeric.leastsquares import cholesky
 from onnxcomp.numeric.moments import Moments, predicted_error
 from onnxcomp.numeric.tucker import leading_vectors, relative_error
 
-__all__ = ["Probe", "make_probe"]
+__all__ = ["Probe", "make_probes", "probed_weight"]
 
 Float = NDArray[np.float64]
 
-# Large enough to stand out of rounding, small enough for its effect to be in proportion.
-_WANTED = 0.02
+# Shares of the variance to lose, about a factor apart. What reaches the outputs need not be in proportion: a Relu hides
+# small errors, and a few directions can hold all that the next layers look at.
+_LEVELS = (0.05, 0.01, 0.002)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Probe:
-    """A layer that loses a little.
+    """A layer that loses a little: its output projected on a few directions.
 
     Attributes:
-        weight: One array a group, (Co, Ci, *kernel).
+        bases: The directions of each group, (Co, r), orthonormal.
         bias: Output bias (Co,), all groups together; None to keep the layer's own.
         error: Relative squared error of the layer's output.
     """
 
-    weight: tuple[Float, ...]
+    bases: tuple[Float, ...]
     bias: Float | None
     error: float
 
 
-def make_probe(problems: Sequence[Problem]) -> Probe | None:
-    """Project the output on its leading directions, such that about 2 % of its variance is lost.
+def probed_weight(weights: Sequence[Float], probe: Probe) -> list[Float]:
+    """The weights of a probe from those of the layer, one (Co, Ci, *kernel) a group."""
+    return [
+        (basis @ (basis.T @ weight.reshape(len(weight), -1))).reshape(weight.shape)
+        for weight, basis in zip(weights, probe.bases, strict=True)
+    ]
 
-    None where no direction can be left out.
+
+def make_probes(problems: Sequence[Problem]) -> tuple[Probe, ...]:
+    """Project the output on its leading directions, such that about 5, 1 and 0.2 % of its variance are lost.
+
+    Fewer where the layer has not so many directions, none where it has but one.
     """
-    weights: list[Float] = []
+    spectra = [_spectrum(problem) for problem in problems]
+    found: dict[tuple[int, ...], Probe] = {}
+    for level in _LEVELS:
+        ranks = tuple(_rank(values, level) for _, values in spectra)
+        if 0 not in ranks and ranks not in found:
+            found[ranks] = _probe(problems, [gram for gram, _ in spectra], ranks)
+    return tuple(probe for probe in found.values() if probe.error > 0.0)
+
+
+def _spectrum(problem: Problem) -> tuple[Float, Float]:
+    """The covariance of the output (of the weight's rows without data) and its eigenvalues, descending."""
+    flat = problem.weight.reshape(len(problem.weight), -1)
+    response = flat if problem.moments is None else flat @ cholesky(problem.moments.centred().xx)
+    gram = response @ response.T
+    return gram, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+
+
+def _rank(values: Float, level: float) -> int:
+    """The least rank that loses no more than the level, short of the full one; 0 where there is none."""
+    if values.sum() <= 0.0 or len(values) < 2:
+        return 0
+    tails = 1.0 - np.cumsum(values) / values.sum()
+    return max(1, min(len(values) - 1, int(np.argmax(tails <= level)) + 1))
+
+
+def _probe(problems: Sequence[Problem], grams: Sequence[Float], ranks: Sequence[int]) -> Probe:
+    bases = [leading_vectors(gram, rank) for gram, rank in zip(grams, ranks, strict=True)]
     biases: list[Float] = []
     errors: list[float] = []
-    for problem in problems:
-        weight, bias, error = _truncated(problem.weight, problem.moments)
-        weights.append(weight)
-        errors.append(error)
-        if bias is not None:
-            biases.append(bias)
-    error = float(np.mean(errors))
-    return Probe(tuple(weights), np.concatenate(biases) if biases else None, error) if error > 0.0 else None
+    for problem, basis in zip(problems, bases, strict=True):
+        flat = problem.weight.reshape(len(problem.weight), -1)
+        fitted = basis @ (basis.T @ flat)
+        if problem.moments is None:
+            errors.append(relative_error(flat, fitted))
+            continue
+        bias = _bias(fitted, problem.moments)
+        biases.append(bias)
+        errors.append(predicted_error(fitted, bias, problem.moments))
+    return Probe(tuple(bases), np.concatenate(biases) if biases else None, float(np.mean(errors)))
 
 
-def _truncated(weight: Float, moments: Moments | None) -> tuple[Float, Float | None, float]:
-    flat = weight.reshape(len(weight), -1)
-    response = flat if moments is None else flat @ cholesky(moments.centred().xx)
-    gram = response @ response.T
-    values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-    if values.sum() <= 0.0 or len(flat) < 2:
-        return weight, None if moments is None else moments.mean_y, 0.0
-    tails = 1.0 - np.cumsum(values) / values.sum()
-    rank = max(1, min(len(flat) - 1, int(np.argmax(tails <= _WANTED))))
-    basis = leading_vectors(gram, rank)
-    fitted = basis @ (basis.T @ flat)
-    shaped = fitted.reshape(weight.shape)
-    if moments is None or moments.mean_y is None:
-        return shaped, None, relative_error(weight, shaped)
-    bias = moments.mean_y - fitted @ moments.mean_x
-    return shaped, bias, predicted_error(fitted, bias, moments)
+def _bias(fitted: Float, moments: Moments) -> Float:
+    assert moments.mean_y is not None  # problems_of has supplied targets
+    return moments.mean_y - fitted @ moments.mean_x

@@ -20,7 +20,7 @@ from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
 from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.probe import Probe, make_probe
+from onnxcomp.decomposition.probe import Probe, make_probes
 from onnxcomp.decomposition.problem import Problem, Setting, problems_of
 from onnxcomp.decomposition.ranking import share
 from onnxcomp.graph.products import rows_of
@@ -70,13 +70,13 @@ class SiteScores:
     Attributes:
         site: The site.
         offers: Candidates that no other one beats by far, in no order.
-        probe: A version of the layer with a known error, to measure its sensitivity.
+        probes: Versions of the layer with known errors, to measure what these do to the model.
         refusals: Why a form has nothing to offer, by its name.
     """
 
     site: Site
     offers: tuple[Scored, ...]
-    probe: Probe | None
+    probes: tuple[Probe, ...]
     refusals: Mapping[str, str]
 
 
@@ -161,7 +161,7 @@ def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, s
         if not found:
             refusals[form.name] = reason or "no ranks short of break-even"
         offers += found
-    return SiteScores(site, _worthy(offers), make_probe(problems) if offers else None, refusals)
+    return SiteScores(site, _worthy(offers), make_probes(problems) if offers else (), refusals)
 
 
 def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:
