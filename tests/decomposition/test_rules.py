@@ -155,7 +155,8 @@ def test_white_noise_has_no_ranks_that_pay(form: Form, net: Callable[[Form], ir.
         assert value.const_value is not None
         shape = value.const_value.shape.numpy()
         value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=name)
-    for options in ({}, {"energy": 1.0}, {"rank": "vbmf"}, {"weaken": 0.01}):
+    every: list[dict[str, Any]] = [{}, {"energy": 1.0}, {"rank": "vbmf"}, {"weaken": 0.01}]
+    for options in every:
         report = form(**options).run(model.clone(), in_context(objective="macs"))
         assert report.changes == () and len(report.skips) == 2
         assert all("past break-even" in s.reason or "rank 0" in s.reason for s in report.skips), report.skips
@@ -193,7 +194,8 @@ def test_replayed_choices_give_the_same_bytes(
     base = net(form)
     rng = np.random.default_rng(4)
     feeds = open_feeds({"x": rng.standard_normal((8, 24, 6, 6)).astype(np.float32)}, base) if data else None
-    for options in ({"keep": 0.3}, {"energy": 0.9}, {"rank": 8}, {"keep": 0.3, "relu": True}):
+    every: list[dict[str, Any]] = [{"keep": 0.3}, {"energy": 0.9}, {"rank": 8}, {"keep": 0.3, "relu": True}]
+    for options in every:
         first, second = base.clone(), base.clone()
         report = form(**options).run(first, in_context(data=feeds))
         choices = {c.site: c.choice for c in report.changes}
