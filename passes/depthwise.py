@@ -103,7 +103,7 @@ class Depthwise(Decomposition):
         return setting.ranks >= self.full(shape, setting.order)
 
     def scores(self, weight: Float, moments: Moments | None) -> Callable[[Setting], float]:
-        """Errors after one sweep, of the order pw on at most 64 outputs; without moments, squared tails."""
+        """Errors after a sweep or two, in the order pw of at most 64 outputs; without moments, squared tails."""
         found: dict[str, Callable[[int], float]] = {}
 
         def score(setting: Setting) -> float:

@@ -68,7 +68,7 @@ def split_depthwise(weight: NDArray[np.floating], rank: int) -> tuple[Float, Flo
 
 
 def fit_depthwise(
-    weight: NDArray[np.floating], moments: Moments, rank: int, *, sweeps: int = 2, damping: float = 1e-2
+    weight: NDArray[np.floating], moments: Moments, rank: int, *, sweeps: int = 6, damping: float = 1e-2
 ) -> tuple[Float, Float]:
     """Fit the blocks to a layer's output.
 
@@ -76,7 +76,7 @@ def fit_depthwise(
         weight: The original weight (Co, Ci, *kernel).
         moments: Of the layer's patches; without targets the weight supplies them (symmetric form).
         rank: Number of blocks R, 1..min(Co, taps).
-        sweeps: Improvements of the filters, each followed by new pointwise weights.
+        sweeps: Improvements of the filters, each followed by new pointwise weights; cheap, and slow to converge.
         damping: Pull towards the original weight, relative to the mean patch variance (see `regularised`).
 
     Returns:
@@ -102,12 +102,12 @@ class DepthwiseErrors:
     Args:
         weight: (Co, Ci, *kernel).
         moments: Of the layer's patches, targets optional.
-        sweeps: As in `fit_depthwise`; one tells most of what more would.
+        sweeps: As in `fit_depthwise`; two tell most of what more would.
         damping: As in `fit_depthwise`.
     """
 
     def __init__(
-        self, weight: NDArray[np.floating], moments: Moments, *, sweeps: int = 1, damping: float = 1e-2
+        self, weight: NDArray[np.floating], moments: Moments, *, sweeps: int = 2, damping: float = 1e-2
     ) -> None:
         self._weight = flat_taps(weight)
         self._target = _Target.of(self._weight, moments, damping)
