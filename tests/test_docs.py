@@ -132,6 +132,7 @@ def test_there_is_something_to_run() -> None:
     [
         "binary",
         "channel",
+        "cp",
         "depthwise",
         "fold",
         "fp16",
@@ -141,6 +142,7 @@ def test_there_is_something_to_run() -> None:
         "lowrank",
         "pow2",
         "spatial",
+        "structured",
         "ternary",
         "tucker2",
     ],
