@@ -164,9 +164,7 @@ class _Bench:
             return all(_known(own, times[0], _NARROW) for own in times[1:])
 
         budget = longer * _SECONDS * max(1, len(calls))
-        # With one thread everything runs on this one: its own clock stands while others have the processor.
-        clock = time.thread_time if self._context.threads == 1 else time.perf_counter
-        times = interleaved([self._base, *calls], 100 * longer, budget, enough, _WARM_S, clock)
+        times = interleaved([self._base, *calls], 100 * longer, budget, enough, _WARM_S, _clock(self._context.threads))
         self._base_times.append(times[0])
         return times
 
@@ -180,6 +178,14 @@ class _Bench:
             session.run(None, feed)
 
         return call
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    """With one thread everything runs on this one: its own clock stands while others have the processor.
+
+    Windows counts a thread's time in ticks of 15 ms; there it is the clock on the wall.
+    """
+    return time.thread_time if threads == 1 and hasattr(time, "CLOCK_THREAD_CPUTIME_ID") else time.perf_counter
 
 
 def _ratio(own: Times, base: Times) -> float:
