@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.calibration.sweep import Sweep
@@ -109,7 +110,9 @@ def _visit(
     original, compressed = _grams(
         configured, site, sweep, context, once=site_pass.decided or context.replay is not None
     )
-    proposals = configured.propose(site, original, context)
+    # Weights alone take many small decompositions, in which BLAS threads wait for each other on a busy machine.
+    with threadpool_limits(1 if original is None else None):
+        proposals = configured.propose(site, original, context)
     if isinstance(proposals, Skip):
         return proposals
     smallest = site_pass.saves == "bytes"
