@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxcomp.contract import Context, Override, Pass, PassReport, Value
+from onnxcomp.contract import Change, Context, Override, Pass, PassReport, Value
 from onnxcomp.cost import Cost, model_cost
 from onnxcomp.errors import InputError, PassError
 from onnxcomp.evaluate import Quality
@@ -109,7 +109,15 @@ class PipelineReport:
     @property
     def choices(self) -> tuple[Choices, ...]:
         """For each step, the resolved options of every site it rewrote; with the recipe they replay the run."""
-        return tuple({c.site: dict(c.choice) for c in step.report.changes} if step.kept else {} for step in self.steps)
+        return tuple(_choices(step.report.changes if step.kept else ()) for step in self.steps)
+
+
+def _choices(changes: Sequence[Change]) -> Choices:
+    """The choices by site; where an earlier pass has made several nodes of a site, those of all of them together."""
+    found: dict[str, dict[str, Value]] = {}
+    for change in changes:
+        found.setdefault(change.site, {}).update(change.choice)
+    return found
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Decompose(Pass):
 
     name: ClassVar[str] = "decompose"
     saves: ClassVar[Saves] = "latency"
-    dial: ClassVar[str | None] = "loss"
+    alternatives: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"macs", "speedup", "size", "loss", "use"}),)
 
     macs: Part | None = None
     speedup: Annotated[float, Bounds(1, open_low=True)] | None = None
@@ -95,8 +95,7 @@ class Decompose(Pass):
         """Score, time, choose, fit."""
         allocator = Allocator(self.forms, self.fit, relu=self.relu)
         if context.replay is not None:
-            uses = {site: str(choice.get("use", "")) for site, choice in context.replay.items()}
-            return allocator.apply(model, uses, {}, context)
+            return allocator.replay(model, context.replay, context)
         return allocator.run(model, self._aim(context), self.use, context)
 
     def _aim(self, context: Context) -> Aim:

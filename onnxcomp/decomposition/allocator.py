@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,14 +11,15 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxcomp.choose import run_site_pass
-from onnxcomp.contract import Context, PassReport
+from onnxcomp.contract import Context, PassReport, Value
 from onnxcomp.cost import model_cost
-from onnxcomp.decomposition.assigned import Assigned
+from onnxcomp.decomposition.assigned import Assigned, use_of
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.deciding import Aim, decide
 from onnxcomp.decomposition.layers import layer_options
 from onnxcomp.decomposition.menu import SiteMenu, make_menus
 from onnxcomp.decomposition.outcome import frontier_of, offers_of, reasons_of
+from onnxcomp.decomposition.problem import key_of
 from onnxcomp.decomposition.ranking import rank_step
 from onnxcomp.decomposition.scoring import score_sites
 from onnxcomp.decomposition.sensitivity import sensitivities
@@ -58,8 +60,8 @@ class Allocator:
             for site in weighted_sites(original, Assigned.kinds)
             if isinstance(site, Site)
             and not everywhere.excluded(site.name)
-            and site.name not in uses
-            and site.name not in left
+            and key_of(site) not in uses
+            and key_of(site) not in left
         ]
         if use is not None or not sites:
             return self.apply(model, uses, left, context)
@@ -69,7 +71,7 @@ class Allocator:
             {index for index, menu in enumerate(menus) if context.excluded(menu.site.name)}
         )
         chosen = {
-            menu.site.name: menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
+            key_of(menu.site): menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
         }
         report = self.apply(model, {**uses, **chosen}, {**left, **reasons_of(menus, decision)}, context)
         return replace(
@@ -82,10 +84,24 @@ class Allocator:
     def apply(
         self, model: ir.Model, uses: Mapping[str, str], reasons: Mapping[str, str], context: Context
     ) -> PassReport:
-        """Give each named site its form, fitted to what the compressed prefix feeds it."""
+        """Give each site its form, fitted to what the compressed prefix feeds it; both mappings are by key."""
         forms = {site: self._form(text) for site, text in uses.items()}
         settled = replace(context, replay=None, overrides=())
-        return run_site_pass(Assigned(forms=forms, reasons=reasons), model, settled)
+        return run_site_pass(Assigned(forms=forms, reasons=reasons, split=_split(model)), model, settled)
+
+    def replay(self, model: ir.Model, choices: Mapping[str, Mapping[str, Value]], context: Context) -> PassReport:
+        """Give each site the form that an earlier run has chosen."""
+        uses: dict[str, str] = {}
+        left: dict[str, str] = {}
+        split = _split(model)
+        for site in weighted_sites(model, Assigned.kinds):
+            if isinstance(site, Site):
+                use = choices.get(site.name, {}).get(use_of(site, split))
+                if use is None:
+                    left[key_of(site)] = "not rewritten in the replayed run"
+                else:
+                    uses[key_of(site)] = str(use)
+        return self.apply(model, uses, left, context)
 
     def _form(self, text: str) -> Decomposition:
         passes = build_pipeline(text)
@@ -119,6 +135,12 @@ class Allocator:
             return make_menus(scores, weights, model.opset_imports.get("", 17), context)
 
         return context.memo.once(key, make)
+
+
+def _split(model: ir.Model) -> frozenset[str]:
+    """The names that several sites share."""
+    names = Counter(site.name for site in weighted_sites(model, Assigned.kinds) if isinstance(site, Site))
+    return frozenset(name for name, count in names.items() if count > 1)
 
 
 def _milliseconds(model: ir.Model, menus: Sequence[SiteMenu], context: Context) -> float | None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Candidate, Context, SitePass, Skip
 from onnxcomp.decomposition.base import Decomposition
+from onnxcomp.decomposition.problem import key_of
 from onnxcomp.graph.sites import Site
 from onnxcomp.options import spec_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Assigned"]
+__all__ = ["Assigned", "use_of"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Assigned(SitePass):
     """A pass that gives each site the form decided for it.
 
     Attributes:
-        forms: The pass of a site, with its ranks, by the site's name.
-        reasons: Why a site has none, by its name.
+        forms: The pass of a site, with its ranks, by the site's key.
+        reasons: Why a site has none, by its key.
+        split: Names of the sites that an earlier pass has made several nodes of.
     """
 
     name: ClassVar[str] = "decompose"
@@ -33,6 +35,7 @@ class Assigned(SitePass):
 
     forms: Mapping[str, Decomposition] = field(default_factory=dict[str, Decomposition])
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+    split: frozenset[str] = frozenset()
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise what the passes raise, where one of them cannot run."""
@@ -41,22 +44,24 @@ class Assigned(SitePass):
 
     def refuse(self, site: Site) -> str | None:
         """Say why a site stays as it is."""
-        if site.name in self.forms:
-            return self.forms[site.name].refuse(site)
-        return self.reasons.get(site.name, "no form was asked for")
+        if key_of(site) in self.forms:
+            return self.forms[key_of(site)].refuse(site)
+        return self.reasons.get(key_of(site), "no form was asked for")
 
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
         """Let the site's own pass propose."""
-        form = self.forms[site.name]
+        form = self.forms[key_of(site)]
         proposals = form.propose(site, gram, replace(context, replay={}))  # the fit tells what it loses
-        return proposals if isinstance(proposals, Skip) else [_under(form, proposal) for proposal in proposals]
+        return (
+            proposals if isinstance(proposals, Skip) else [self._under(site, form, proposal) for proposal in proposals]
+        )
 
     def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
         """Let the site's own pass fit."""
-        form = self.forms[site.name]
+        form = self.forms[key_of(site)]
         settings = form.asked(site)
         assert settings, "an assigned form names its ranks"
-        return _under(form, form.refit(site, replace(candidate, choice=form.choice(settings[0])), gram))
+        return self._under(site, form, form.refit(site, replace(candidate, choice=form.choice(settings[0])), gram))
 
     def wants_gram(self) -> bool:
         """Whether any of the passes does."""
@@ -66,7 +71,12 @@ class Assigned(SitePass):
         """As many as the pass that wants most."""
         return max((form.wants_patches() for form in self.forms.values()), default=0)
 
+    def _under(self, site: Site, form: Decomposition, candidate: Candidate) -> Candidate:
+        """The candidate of a pass as one of this one: its choice names the pass."""
+        choice = {use_of(site, self.split): spec_of(form)}
+        return replace(candidate, summary=f"{form.name}: {candidate.summary}", choice=choice)
 
-def _under(form: Decomposition, candidate: Candidate) -> Candidate:
-    """The candidate of a pass as one of this one: its choice names the pass."""
-    return replace(candidate, summary=f"{form.name}: {candidate.summary}", choice={"use": spec_of(form)})
+
+def use_of(site: Site, split: Container[str]) -> str:
+    """The key of a choice that names the form of a site: one for each node where an earlier pass has made several."""
+    return f"use.{site.node.name}" if site.name in split else "use"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxcomp.contract import Override, Skip
 from onnxcomp.decomposition.assigned import Assigned
+from onnxcomp.decomposition.problem import key_of
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.products import weighted_sites
 
@@ -18,7 +19,7 @@ __all__ = ["layer_options"]
 def layer_options(
     model: ir.Model, overrides: Sequence[Override], use: str | None
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the form that each layer was given, and why a layer is to be left alone, both by its name.
+    """Return the form that each layer was given, and why a layer is to be left alone, both by its key.
 
     Args:
         model: The model.
@@ -37,9 +38,9 @@ def layer_options(
         by_name = [o for o in overrides if fnmatchcase(site.name, o.match) and o.match != site.kind]
         chosen = by_name or [o for o in overrides if o.match == site.kind]
         if chosen and chosen[-1].options is None:
-            left[site.name] = "left alone by the recipe"
+            left[key_of(site)] = "left alone by the recipe"
         elif chosen and chosen[-1].options:
-            uses[site.name] = str(chosen[-1].options["use"])
+            uses[key_of(site)] = str(chosen[-1].options["use"])
         elif use is not None:
-            uses[site.name] = use
+            uses[key_of(site)] = use
     return uses, left

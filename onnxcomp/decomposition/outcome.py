@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from onnxcomp.contract import FrontierPoint, Offer
 from onnxcomp.decomposition.deciding import Decision
 from onnxcomp.decomposition.menu import SiteMenu
+from onnxcomp.decomposition.problem import key_of
 from onnxcomp.numeric.hull import frontier
 
 __all__ = ["frontier_of", "offers_of", "reasons_of"]
@@ -42,8 +43,8 @@ def frontier_of(menus: Sequence[SiteMenu], decision: Decision) -> tuple[Frontier
 
 
 def reasons_of(menus: Sequence[SiteMenu], decision: Decision) -> dict[str, str]:
-    """Why a site stays as it is, by its name."""
-    return {menu.site.name: _reason(menu) for menu, pick in zip(menus, decision.picks, strict=True) if not pick}
+    """Why a site stays as it is, by its key."""
+    return {key_of(menu.site): _reason(menu) for menu, pick in zip(menus, decision.picks, strict=True) if not pick}
 
 
 def _reason(menu: SiteMenu) -> str:

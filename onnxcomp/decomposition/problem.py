@@ -12,7 +12,7 @@ from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.moments import Moments
 
-__all__ = ["Factors", "Problem", "Setting", "group_shape", "joined", "problems_of"]
+__all__ = ["Factors", "Problem", "Setting", "group_shape", "joined", "key_of", "problems_of"]
 
 Float = NDArray[np.float64]
 
@@ -39,6 +39,13 @@ class Problem:
 
     weight: Float
     moments: Moments | None
+
+
+def key_of(site: Site) -> str:
+    """What tells a site from the others of its model, and of clones of it; of nodes that an earlier pass made of one
+    layer, all have the name of that layer.
+    """
+    return site.node.outputs[0].name or site.name
 
 
 def problems_of(site: Site, gram: PatchGram | None) -> list[Problem]:
