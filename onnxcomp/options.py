@@ -111,7 +111,9 @@ def coerce(value: Value | None, hint: Any) -> Value | None:
 
 def describe(pass_type: type[Pass]) -> tuple[Option, ...]:
     """Return every option of a pass, in the order of its fields; PassError where a field's hint is not supported."""
-    helps = _attribute_docs(pass_type.__doc__ or "")
+    helps: dict[str, str] = {}
+    for base in reversed(pass_type.__mro__):  # what a pass inherits is told where it is declared
+        helps |= _attribute_docs(vars(base).get("__doc__") or "")
     hints = _hints(pass_type)
     return tuple(
         Option(
