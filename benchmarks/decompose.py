@@ -18,6 +18,7 @@ files are kept in DIR and reused by all tables, as are the times of candidates: 
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,11 @@ from ratios import ratios
 
 from onnxcomp.contract import Objective
 from onnxcomp.options import replace_options, spec_of
-from onnxcomp.registry import build_pipeline
+from onnxcomp.registry import available, build_pipeline
 
 VGG, RESNETS = "vgg16_cifar10", ("resnet20_cifar10", "resnet32_cifar10")
 MOBILE = ("mobilenet_v2_100_224_imagenet", "squeezenet1_1_imagenet")
-SMALL = ("resnet8_cifar10", "vit_pgd_2_3_16_cifar10")
+RESNET8, VIT = "resnet8_cifar10", "vit_pgd_2_3_16_cifar10"
 
 TARGETS = [
     *(Job(VGG, f"decompose(macs={macs})") for macs in ("0.333", "0.2", "0.125")),
@@ -47,7 +48,8 @@ TARGETS = [
 DATA = [
     Job(VGG, "decompose(macs=0.2)"),
     *(Job(model, "decompose(macs=0.714)", "macs") for model in RESNETS),
-    *(Job(model, "decompose(macs=0.8)", "macs") for model in (*SMALL, *MOBILE)),
+    *(Job(model, "decompose(macs=0.8)", "macs") for model in (RESNET8, *MOBILE)),
+    Job(VIT, "decompose(size=0.6)", "size"),
 ]
 
 
@@ -99,7 +101,7 @@ def targets(bench: Bench) -> Rows:
         own = bench.judge(job)
         behind = f"{_behind(bench, job, own):.1f}" if job.pipeline.endswith(",int8") else ""
         yield (
-            f"| {job.model} | `{job.pipeline}` | {job.objective} | {own.layers} | 1/{1 / own.macs:.2f} "
+            f"| {job.model} | `{job.pipeline}` | {job.objective} | {own.layers} | {own.work} "
             f"| 1/{1 / own.bytes:.2f} | {own.drop} | {own.decibels:.1f} | {behind} | {own.faster} "
             f"| {own.seconds:.0f} | {own.cpu:.0f} | {own.megabytes:,.0f} |\n"
         )
@@ -128,11 +130,17 @@ def _choices(own: Judged) -> dict[str, dict[str, object]]:
 def _declined(job: Job, own: Judged) -> list[str]:
     """Why layers were left alone, the reasons counted; and what the report notes."""
     step = own.report["steps"][0]
-    reasons = Counter(skip["reason"].split(";")[0].split(",")[0] for skip in step["skips"])
-    told = [f"{count} x {reason}" for reason, count in reasons.most_common(4)]
+    reasons = Counter(_reason(skip["reason"]) for skip in step["skips"])
+    told = [f"{count} layers: {reason}" for reason, count in reasons.most_common()]
     told += [f"rolled back: {s['why']}" for s in own.report["steps"] if not s["kept"] and s["why"]]
     told += step["notes"]
-    return [f"- {job.model} `{job.pipeline}` leaves {'; '.join(told)}\n"] if told else []
+    return [f"- {job.model} `{job.pipeline}` leaves alone {'; '.join(told)}\n"] if told else []
+
+
+def _reason(text: str) -> str:
+    """The first words of why a layer was left alone; where every form has a reason of its own, that none fits."""
+    first = re.split("[:;]", text)[0]
+    return "no form fits" if first in available() else first
 
 
 def forms(bench: Bench, plot: Path | None) -> Rows:
@@ -183,20 +191,20 @@ def data(bench: Bench) -> Rows:
     """Chains fitted to data against the same chains fitted to weights."""
     yield _head(
         "model, chains",
-        "layers, MACs, drop with data (95 %), drop from weights (95 %), SQNR dB with data, SQNR dB from weights",
+        "layers, MACs, bytes, drop with data (95 %), drop from weights (95 %), SQNR dB with data, SQNR dB from weights",
     )
     for job in DATA:
         if not bench.wanted(job.model, job.pipeline):
             continue
         own = bench.judge(job, timed=False)
         if not own.changed:
-            yield f"| {job.model} | `{job.pipeline}` | {own.layers} | | nothing is decomposed | | | |\n"
+            yield f"| {job.model} | `{job.pipeline}` | {own.layers} | | | nothing is decomposed | | | |\n"
             continue
         blind = {site: {"use": _blind(str(choice["use"]))} for site, choice in _choices(own).items()}
         other = bench.judge(Job(job.model, "decompose(fit=weights)", job.objective, (blind,)), timed=False)
         yield (
-            f"| {job.model} | `{job.pipeline}` | {own.layers} | 1/{1 / own.macs:.2f} | {own.drop} | {other.drop} "
-            f"| {own.decibels:.1f} | {other.decibels:.1f} |\n"
+            f"| {job.model} | `{job.pipeline}` | {own.layers} | {own.work} | 1/{1 / own.bytes:.2f} | {own.drop} "
+            f"| {other.drop} | {own.decibels:.1f} | {other.decibels:.1f} |\n"
         )
 
 

@@ -6,6 +6,7 @@ Files, reports, outputs and judgements are kept in a folder and used again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -61,8 +62,8 @@ class Job:
 class Judged:
     """A written file against the original.
 
-    `macs`, `bytes` and `parameters` are shares of the original's; `lost` and `half` are points of top-1 and half their
-    paired 95 % interval; `speed` is None where nothing was timed.
+    `macs` (NaN where unknown), `bytes` and `parameters` are shares of the original's; `lost` and `half` are points of
+    top-1 and half their paired 95 % interval; `speed` is None where nothing was timed.
     """
 
     macs: float
@@ -76,6 +77,10 @@ class Judged:
     megabytes: float
     speed: Speedup | None = None
     report: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def work(self) -> str:
+        return "" if math.isnan(self.macs) else f"1/{1 / self.macs:.2f}"
 
     @property
     def drop(self) -> str:
@@ -146,7 +151,7 @@ class Bench:
         labels = images(job.model, "eval", 10**9)[2]
         lost, half = lost_points(self._outputs(job.model, source), self._outputs(job.model, path), labels)
         return Judged(
-            macs=after["macs"] / before["macs"],
+            macs=after["macs"] / before["macs"] if before["macs"] else math.nan,
             bytes=path.stat().st_size / source.stat().st_size,
             parameters=after["parameters"] / before["parameters"],
             lost=lost,
