@@ -140,6 +140,7 @@ def _grams(
     """Patch statistics of a site: in the original, and of the rewritten prefix against the original's outputs.
 
     With `once` the latter stand for both, where ranks are known and what they would lose in the original is no matter.
+    None where the inputs do not vary over the samples: then the weights are followed.
     """
     if sweep is None or site.geometry.transposed or not configured.wants_gram():
         return None, None
@@ -153,6 +154,8 @@ def _grams(
         if after is not before:
             compressed.update(rows_of(site, after), wanted)
     fitted = compressed if compressed.count else original
+    if not fitted.varies():
+        return None, None
     return (fitted if once else original), fitted
 
 

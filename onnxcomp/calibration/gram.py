@@ -27,6 +27,8 @@ Float = NDArray[np.float64]
 _BLOCK_BYTES = 32 << 20
 # Flops that one site's Gram may cost; more patches than 10 a dimension (methods, 0.4) gain little.
 _GRAM_FLOPS = 5e10
+# A variance below this share of the energy is not told apart from the rounding of single-precision products.
+_RESOLVED = 1e-6
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -138,6 +140,10 @@ class PatchGram:
             raise DataError("no calibration sample reached the layer")
         return tuple(group.moments(bool(self._targets)) for group in self._groups)
 
+    def varies(self) -> bool:
+        """Whether the patches of every group are more than one and the same: else there is nothing to fit to."""
+        return self._count == 0 or all(group.varies() for group in self._groups)
+
     def kept(self) -> tuple[Samples, ...]:
         """The kept patches, one record for each group; up to `keep` rows."""
         x, y = self._kept.rows()
@@ -219,6 +225,11 @@ class _Accumulator:
         if not targets:
             return Moments(self._xx / n, self._x / n, n)
         return Moments(self._xx / n, self._x / n, n, self._yx / n, self._y / n, self._yy / n)
+
+    def varies(self) -> bool:
+        self._flush()
+        energy, count = float(np.trace(self._xx)), max(self._count, 1)
+        return not energy - float(self._x @ self._x) / count <= _RESOLVED * energy  # NaN is for moments() to report
 
     def _flush(self) -> None:
         if not self._waiting:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxcomp.choose import PAYS
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
+from onnxcomp.decomposition.problem import key_of
 from onnxcomp.decomposition.scoring import Scored, SiteScores
 from onnxcomp.decomposition.sensitivity import Response
 from onnxcomp.graph.sites import Site
@@ -70,7 +71,7 @@ def make_menus(
 
     A candidate that does not pay in time is out. Where nothing was measured of a site, its error is the model's.
     """
-    return [_menu(own, responses.get(own.site.name, Response()), opset, context) for own in scores]
+    return [_menu(own, responses.get(key_of(own.site), Response()), opset, context) for own in scores]
 
 
 def _menu(own: SiteScores, response: Response, opset: int, context: Context) -> SiteMenu:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.decomposition.problem import Problem
-from onnxcomp.numeric.leastsquares import cholesky
 from onnxcomp.numeric.moments import Moments, predicted_error
 from onnxcomp.numeric.tucker import leading_vectors, relative_error
 
@@ -62,8 +61,7 @@ def make_probes(problems: Sequence[Problem]) -> tuple[Probe, ...]:
 def _spectrum(problem: Problem) -> tuple[Float, Float]:
     """The covariance of the output (of the weight's rows without data) and its eigenvalues, descending."""
     flat = problem.weight.reshape(len(problem.weight), -1)
-    response = flat if problem.moments is None else flat @ cholesky(problem.moments.centred().xx)
-    gram = response @ response.T
+    gram = flat @ flat.T if problem.moments is None else flat @ problem.moments.centred().xx @ flat.T
     return gram, np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
 
 

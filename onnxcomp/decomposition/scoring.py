@@ -152,7 +152,7 @@ def _tasks(
 
 
 def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, step: int) -> SiteScores:
-    problems = problems_of(site, gram)
+    problems = problems_of(site, gram if gram is not None and gram.varies() else None)
     offers: list[Scored] = []
     refusals: dict[str, str] = {}
     for form in forms:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxcomp.contract import Context
 from onnxcomp.cost import model_cost
 from onnxcomp.decomposition.probe import Probe, probed_weight
-from onnxcomp.decomposition.problem import problems_of
+from onnxcomp.decomposition.problem import key_of, problems_of
 from onnxcomp.decomposition.scoring import SiteScores
 from onnxcomp.graph.edit import Link, replace_by_chain
 from onnxcomp.graph.sites import Site
@@ -48,7 +48,7 @@ class Response:
 
 
 def sensitivities(model: ir.Model, scores: Sequence[SiteScores], context: Context) -> dict[str, Response]:
-    """Return, by the name of a site, what its errors do to the outputs.
+    """Return, by the key of a site, what its errors do to the outputs.
 
     Each site in turn is replaced by its probes and the model is run on calibration samples (on made-up ones without).
     Evaluation data have no part in it.
@@ -67,7 +67,7 @@ def sensitivities(model: ir.Model, scores: Sequence[SiteScores], context: Contex
         measured = compare_versions(model, versions, feeds, limit, context.threads)
         for (site, probe), own in zip(some, measured, strict=True):
             loss = min(max(own.error, _NONE), _LOST) if isfinite(own.error) else _LOST
-            found.setdefault(site.name, []).append((probe.error, loss))
+            found.setdefault(key_of(site), []).append((probe.error, loss))
     return {name: _rising(points) for name, points in found.items()}
 
 
