@@ -133,6 +133,7 @@ def test_there_is_something_to_run() -> None:
         "binary",
         "channel",
         "cp",
+        "decompose",
         "depthwise",
         "fold",
         "fp16",
