@@ -248,3 +248,64 @@ def test_passes_know_that_errors_decide(model: ir.Model, in_context: InContext) 
     told.clear()
     within_budget(_intake(model), model, Plan((Listening(),)), in_context(), Budget())
     assert told == [False]
+
+
+@dataclass(frozen=True)
+class Dialled(Hurt):
+    """A pass that hurts less, or more, where it is told to."""
+
+    name: ClassVar[str] = "dialled"
+    turns: ClassVar[list[float]] = []
+    wanted: bool = False
+    most: float = 1.0
+
+    def eased(self, amount: float) -> Pass | None:
+        return replace(self, scale=min(self.scale * amount, self.most)) if self.most else None
+
+    def run(self, model: ir.Model, context: Context) -> PassReport:
+        self.turns.append(self.scale)
+        return super().run(model, context)
+
+
+@pytest.fixture
+def turns() -> list[float]:
+    """The scales with which a dialled pass ran."""
+    Dialled.turns.clear()
+    return Dialled.turns
+
+
+def test_a_dial_comes_before_giving_back(model: ir.Model, in_context: InContext, turns: list[float]) -> None:
+    plan = Plan((Dialled(),))
+    outcome = within_budget(_intake(model), model, plan, in_context(), Budget(min_sqnr=15.0))
+    assert outcome.failures == () and outcome.reliefs == () and _changed(outcome) == list(HURT)
+    assert turns[0] == 1.0 and min(turns) < 0.5 and len(turns) <= 6
+    assert outcome.steps[0].spec.startswith("dialled(scale=0.")
+
+
+def test_a_dial_is_turned_up_where_there_is_room(model: ir.Model, in_context: InContext, turns: list[float]) -> None:
+    gentle = Dialled(scale=0.05)
+    free = within_budget(_intake(model), model, Plan((gentle,)), in_context(), Budget(min_sqnr=15.0))
+    assert max(turns) > 0.2 and free.failures == ()
+    assert min(evaluate(free.model, _feeds(model), model).sqnr.values()) < 22
+    turns.clear()
+    asked = replace(gentle, wanted=True)  # an amount that the user named
+    within_budget(_intake(model), model, Plan((asked,)), in_context(), Budget(min_sqnr=15.0))
+    assert turns == [0.05]
+
+
+def test_where_the_dial_is_not_enough_sites_are_given_back(
+    model: ir.Model, in_context: InContext, turns: list[float]
+) -> None:
+    outcome = within_budget(_intake(model), model, Plan((Dialled(),)), in_context(), Budget(min_sqnr=150.0))
+    assert outcome.failures == () and outcome.reliefs
+    assert len(set(turns)) == 6  # turned five times, then given back at the least amount
+    assert turns[6:] and set(turns[6:]) == {min(turns)}
+
+
+def test_a_dial_stays_where_there_is_no_budget_or_a_replay(
+    model: ir.Model, in_context: InContext, turns: list[float]
+) -> None:
+    within_budget(_intake(model), model, Plan((Dialled(scale=0.2),)), in_context(), Budget())
+    replayed = Plan((Dialled(),), replay=({"conv[1]": {}},))
+    within_budget(_intake(model), model, replayed, in_context(), Budget(min_sqnr=15.0))
+    assert set(turns) == {0.2, 1.0}

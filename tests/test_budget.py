@@ -43,3 +43,28 @@ def test_both_limits_may_fail() -> None:
 def test_a_drop_needs_labels() -> None:
     with pytest.raises(InputError, match="--max-drop needs labelled evaluation data of a classifier"):
         Budget(max_drop=1.0).failures(_quality(), _quality(0.9))
+
+
+@pytest.mark.parametrize(
+    ("limits", "top1", "noise", "slack"),
+    [
+        ({"min_sqnr": 20.0}, None, 0.001, 10.0),
+        ({"min_sqnr": 20.0}, None, 0.1, 0.1),
+        ({"min_sqnr": 20.0}, None, 0.0, float("inf")),
+        ({"max_drop": 1.0}, 0.90, 0.01, 0.5),
+        ({"max_drop": 1.0}, 0.915, 0.01, 2.0),
+        ({"max_drop": 1.0}, 0.92, 0.01, 4.0),
+        ({"max_drop": 1.0}, 0.93, 0.01, 4.0),
+        ({"max_drop": 1.0}, 0.50, 0.01, 0.25),
+        ({"max_drop": 1.0, "min_sqnr": 20.0}, 0.92, 0.1, 0.1),
+        ({"max_drop": 1.0, "min_sqnr": 20.0}, 0.90, 0.001, 0.5),
+    ],
+)
+def test_slack_is_the_room_for_noise(limits: dict[str, float], top1: float | None, noise: float, slack: float) -> None:
+    """A drop of accuracy goes with the noise; next to none, or a gain, says that there is room, and not how much."""
+    before = _quality(0.92 if top1 is not None else None)
+    assert Budget(**limits).slack(before, _quality(top1), noise) == pytest.approx(slack)
+
+
+def test_no_budget_has_all_the_room() -> None:
+    assert Budget().slack(_quality(), _quality(), 1.0) == float("inf")

@@ -85,17 +85,28 @@ def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals,
 def _fast_enough(model: ir.Model, menus: Sequence[SiteMenu], table: Table, part: float, context: Context) -> Decision:
     """Meet a target of speed: the time of the whole model, with arbitrary weights, corrects the sum of its sites'."""
     budget = part * table.whole
-    best: tuple[int, ...] | None = None
+    tried: dict[tuple[int, ...], float] = {}
+    found: list[int] | None = None
     for _ in range(_TRIALS):
-        picks = table.within(budget)
-        if picks is None:
+        found = table.within(budget)
+        if found is None:
             break
-        best = tuple(picks)
-        reached = _measured(model, menus, picks, context)
-        if reached is None or (reached <= part * (1 + _CLOSE) and reached >= part * (1 - 4 * _CLOSE)):
+        picks = tuple(found)
+        if picks not in tried:
+            reached = _measured(model, menus, picks, context)
+            if reached is None:
+                return Decision(picks, table)
+            tried[picks] = reached
+        if part * (1 - 4 * _CLOSE) <= tried[picks] <= part * (1 + _CLOSE):
             break
-        budget *= (part / reached) ** (1.0 if reached > part else 0.5)
-    return _missed(table, part) if best is None else Decision(best, table)
+        budget *= (part / tried[picks]) ** (1.0 if tried[picks] > part else 0.5)
+    enough = [picks for picks, reached in tried.items() if reached <= part * (1 + _CLOSE)]
+    if enough:
+        return Decision(min(enough, key=table.loss), table)
+    if not tried or found is None:
+        return _missed(table, part)
+    fastest = min(tried, key=lambda picks: tried[picks])
+    return Decision(fastest, table, f"{tried[fastest]:.3g} of the original's time is left, {part:.3g} was asked for")
 
 
 def _missed(table: Table, part: float) -> Decision:

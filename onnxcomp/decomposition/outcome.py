@@ -50,7 +50,10 @@ def reasons_of(menus: Sequence[SiteMenu], decision: Decision) -> dict[str, str]:
 def _reason(menu: SiteMenu) -> str:
     offers = menu.choices[1:]
     if not offers:
-        return "; ".join(f"{form}: {why}" for form, why in menu.refusals.items()) or "no form fits"
+        forms: dict[str, list[str]] = {}
+        for form, why in menu.refusals.items():
+            forms.setdefault(why, []).append(form)
+        return "; ".join(f"{', '.join(names)}: {why}" for why, names in forms.items()) or "no form fits"
     allowed = [choice for choice in offers if not choice.why]
     if not allowed:
         best = min(offers, key=lambda choice: (choice.time or 1.0, choice.cost.bytes))
