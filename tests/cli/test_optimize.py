@@ -249,3 +249,33 @@ def test_a_damaged_timing_cache_is_refused(run: Any, cnn: Path, tmp_path: Path) 
     got = run("optimize", cnn, "-p", "tucker2(keep=0.6)", "-o", out, "--timing-cache", cache)
     assert (got.code, out.exists()) == (2, False)
     assert got.err.count("\n") == 1 and str(cache) in got.err and "remove it" in got.err
+
+
+def test_decompose_chooses_for_each_layer_and_replays(run: Any, cnn: Path, images: Path, tmp_path: Path) -> None:
+    first, second, report = tmp_path / "1.onnx", tmp_path / "2.onnx", tmp_path / "r.json"
+    flags = ("--data", images, "--objective", "macs")
+    got = run("optimize", cnn, "-p", "decompose(macs=0.5)", "-o", first, *flags, "--report", report)
+    assert got.code == 0, got.err
+    (step,) = json.loads(report.read_text())["steps"]
+    assert step["after"]["macs"] <= 0.5 * step["before"]["macs"]
+    assert {change["site"] for change in step["changes"]} == {o["site"] for o in step["offers"] if o["chosen"]}
+    again = run("optimize", cnn, "--recipe", report, "-o", second, "--data", images)
+    assert again.code == 0, again.err
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        ("decompose(speedup=2)", "needs timing: objective latency and a target that runs here, not macs for ort-x86"),
+        ("decompose(macs=0.5,size=0.5)", "macs and size exclude each other; give one"),
+        ("decompose(fit=data)", "decompose(fit=data) needs calibration data: give --data"),
+        ("decompose(forms=spacial)", "did you mean 'spatial'?"),
+        ("decompose(forms=int8)", "int8 is no decomposition"),
+        ("decompose(mac=0.5)", "did you mean 'macs'?"),
+    ],
+)
+def test_decompose_says_what_is_wrong(run: Any, cnn: Path, tmp_path: Path, passes: str, said: str) -> None:
+    got = run("optimize", cnn, "-p", passes, "-o", tmp_path / "o.onnx", "--objective", "macs")
+    assert got.code == 2 and said in got.err and len(got.err.splitlines()) <= 3
+    assert not (tmp_path / "o.onnx").exists()
