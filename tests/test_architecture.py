@@ -75,7 +75,7 @@ def test_imports_go_one_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in IDS if within(name, "onnxcomp.numeric")])
 def test_numeric_knows_only_arrays(name: str) -> None:
-    allowed = {"numpy", "scipy", "tensorly"}
+    allowed = {"numpy", "scipy"}
     for target, _ in imports(MODULES[name]):
         top = target.split(".")[0]
         assert top in STANDARD | allowed or within(target, "onnxcomp.numeric"), f"{name} imports {target}"
