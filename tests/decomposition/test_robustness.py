@@ -21,7 +21,8 @@ SPEC = "decompose(loss=0.05)"
 
 
 def _run(model: ir.Model, spec: str = SPEC, **options: Any) -> Result:
-    return onnxcomp.optimize(model, spec, **({"objective": "macs"} | options))
+    given: dict[str, Any] = {"objective": "macs"}
+    return onnxcomp.optimize(model, spec, **(given | options))
 
 
 def _changed(result: Result) -> list[str]:
