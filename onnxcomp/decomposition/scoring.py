@@ -171,7 +171,7 @@ def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: 
     if not costs:
         return []
     score: Callable[[Setting], float] = form.scored(problems)
-    errors = np.array([score(setting) for setting, _ in costs])
+    errors = np.array([score(setting) for setting, _ in costs], np.float64)
     errors[~np.isfinite(errors) | (errors > _MOST)] = np.inf
     work = np.array([share(cost, site.cost) for _, cost in costs])
     front = pareto(work, errors)
