@@ -43,7 +43,7 @@ DIVERGED = 10.0
 # vanishing terms solvable; after a sweep that diverges it is the second one, and then grows.
 _RIDGE, _RISEN, _GROWTH = 1e-9, 1e-4, 10.0
 # Multiplications that the sweeps of one fit may cost, and the most sweeps.
-_WORK = 8e10
+_WORK = 3e10
 _SWEEPS = 100
 # Sweeps end where one lowers the squared error by less than this share of it.
 _TOLERANCE = 5e-4
