@@ -20,6 +20,7 @@ __all__ = ["compare_versions"]
 
 Outputs = Mapping[str, NDArray[np.floating]]
 
+
 def compare_versions(
     model: ir.Model, others: Mapping[str, ir.Model], feeds: Feeds, limit: int, threads: int = 1
 ) -> list[Sensitivity]:
