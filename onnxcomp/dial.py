@@ -63,7 +63,8 @@ def _next(tried: dict[float, Reading[Result]], most: float) -> float | None:
     high = min((amount for amount, reading in tried.items() if not reading.holds), default=None)
     if low is None:
         assert high is not None  # something was tried
-        return high * min(max(0.8 * tried[high].slack, _STEP_DOWN), 0.8)
+        # A slack that was wrong once is no longer believed.
+        return high * min(max(0.8 * tried[high].slack, _STEP_DOWN), 0.8 if len(tried) == 1 else 0.5)
     if high is None:
         amount = min(low * min(0.9 * tried[low].slack, _STEP_UP), most)
         return amount if amount > low * _CLOSE else None
