@@ -65,8 +65,8 @@ class Allocator:
         ]
         if use is not None or not sites:
             return self.apply(model, uses, left, context)
-        menus = self._menus(original, sites, context)
-        whole = Totals(model_cost(original), _milliseconds(original, menus, context))
+        menus, milliseconds = self._menus(original, sites, context)
+        whole = Totals(model_cost(original), milliseconds)
         decision = decide(original, menus, aim, whole, context).without(
             {index for index, menu in enumerate(menus) if context.excluded(menu.site.name)}
         )
@@ -125,14 +125,16 @@ class Allocator:
                 raise OptionError(f"decompose.forms: {name} is no decomposition; it may not be chosen from")
         return found
 
-    def _menus(self, model: ir.Model, sites: Sequence[Site], context: Context) -> list[SiteMenu]:
+    def _menus(self, model: ir.Model, sites: Sequence[Site], context: Context) -> tuple[list[SiteMenu], float | None]:
+        """The menus of all sites and the time of the whole model, made once for all runs under a budget."""
         forms = self._forms()
         key = (model_fingerprint(model), tuple(spec_of(form) for form in forms), tuple(site.name for site in sites))
 
-        def make() -> list[SiteMenu]:
+        def make() -> tuple[list[SiteMenu], float | None]:
             scores = score_sites(model, sites, forms, context, rank_step(context))
             weights = sensitivities(model, scores, context)
-            return make_menus(scores, weights, model.opset_imports.get("", 17), context)
+            menus = make_menus(scores, weights, model.opset_imports.get("", 17), context)
+            return menus, _milliseconds(model, menus, context)
 
         return context.memo.once(key, make)
 
