@@ -126,7 +126,9 @@ def test_a_clear_verdict_takes_fewer_rounds(
     clock = Clock(monkeypatch)
     wobble = itertools.cycle([0.98, 0.99, 1.0, 1.01, 1.02])
 
-    def caller(seconds: float, *arguments: object) -> object:
+    def caller(model: str, *arguments: object) -> object:
+        seconds = float(model)
+
         def call() -> None:
             clock.now += seconds * (next(wobble) if seconds == other_s else 1.0)
 
@@ -134,7 +136,7 @@ def test_a_clear_verdict_takes_fewer_rounds(
 
     monkeypatch.setattr(timing, "_caller", caller)
     monkeypatch.setattr(timing, "_NARROW", 0.0)
-    result = paired(1.001, other_s, {}, rounds=40, budget_s=1e6, decided=decided)
+    result = paired("1.001", str(other_s), {}, rounds=40, budget_s=1e6, decided=decided)
     assert result.rounds == rounds and result.ratio == pytest.approx(1 / other_s, rel=0.02)
 
 
