@@ -51,7 +51,7 @@ class Table:
     """
 
     def __init__(self, menus: Sequence[SiteMenu], resource: Resource, whole: float) -> None:
-        self.resource = resource
+        self.resource: Resource = resource
         own = [np.array([_amount(menu, choice, resource) for choice in menu.choices]) for menu in menus]
         sites = float(sum(costs[0] for costs in own))
         # Sites alone can take longer than together: caches and threads are their own. They share the model's time.
