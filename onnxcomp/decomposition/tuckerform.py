@@ -153,7 +153,8 @@ class _View:
 
     @property
     def trivial(self) -> bool:
-        return not self.axes
+        """Whether the patches stay in their order."""
+        return bool((np.diff(self.order) == 1).all())
 
     @property
     def inner(self) -> tuple[int, ...]:

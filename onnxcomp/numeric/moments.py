@@ -63,7 +63,8 @@ class Moments:
     yx: Float | None = None
     mean_y: Float | None = None
     yy: Float | None = None
-    _damped: dict[float, Covariance] = field(default_factory=dict[float, Covariance], repr=False)
+    # Not handed on by dataclasses.replace: other moments have other covariances.
+    _damped: dict[float, Covariance] = field(default_factory=dict[float, Covariance], repr=False, init=False)
 
     @property
     def has_targets(self) -> bool:
