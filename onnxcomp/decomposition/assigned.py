@@ -11,7 +11,8 @@ from onnxcomp.contract import Candidate, Context, SitePass, Skip
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.problem import key_of
 from onnxcomp.graph.sites import Site
-from onnxcomp.options import spec_of
+from onnxcomp.options import replace_options, spec_of
+from onnxcomp.registry import build_pipeline
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,8 +45,9 @@ class Assigned(SitePass):
 
     def refuse(self, site: Site) -> str | None:
         """Say why a site stays as it is."""
-        if key_of(site) in self.forms:
-            return self.forms[key_of(site)].refuse(site)
+        form = self.forms.get(key_of(site))
+        if form is not None:
+            return form.refuse(site) if site.kind in form.kinds else f"{form.name} is not for {site.kind}"
         return self.reasons.get(key_of(site), "no form was asked for")
 
     def propose(self, site: Site, gram: PatchGram | None, context: Context) -> Sequence[Candidate] | Skip:
@@ -58,7 +60,9 @@ class Assigned(SitePass):
 
     def refit(self, site: Site, candidate: Candidate, gram: PatchGram) -> Candidate:
         """Let the site's own pass fit."""
-        form = self.forms[key_of(site)]
+        text = str(candidate.choice[use_of(site, self.split)])
+        (form,) = build_pipeline(text)
+        assert isinstance(form, Decomposition), "_under() has written it"
         settings = form.asked(site)
         assert settings, "an assigned form names its ranks"
         return self._under(site, form, form.refit(site, replace(candidate, choice=form.choice(settings[0])), gram))
@@ -72,8 +76,8 @@ class Assigned(SitePass):
         return max((form.wants_patches() for form in self.forms.values()), default=0)
 
     def _under(self, site: Site, form: Decomposition, candidate: Candidate) -> Candidate:
-        """The candidate of a pass as one of this one: its choice names the pass."""
-        choice = {use_of(site, self.split): spec_of(form)}
+        """The candidate of a pass as one of this one: its choice names the pass, its ranks and its order."""
+        choice = {use_of(site, self.split): spec_of(replace_options(form, candidate.choice))}
         return replace(candidate, summary=f"{form.name}: {candidate.summary}", choice=choice)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import onnxcomp
 from onnxcomp.api import Result
 from onnxcomp.contract import Override
+from onnxcomp.data import open_feeds
 from onnxcomp.errors import DataError, InputError, OptionError, UnknownPassError
 from onnxcomp.pipeline import Step
 
@@ -224,6 +225,27 @@ def test_a_use_names_one_form_with_ranks(stack: ir.Model, use: str, match: str) 
         onnxcomp.optimize(stack, "decompose", objective="macs", overrides=[[Override("b", {"use": use})]])
     with pytest.raises(InputError, match=match):
         onnxcomp.optimize(stack, f"decompose(use={json.dumps(use)})", objective="macs")
+
+
+def test_the_better_order_is_fitted(parsed: Callable[..., ir.Model]) -> None:
+    """Of a weight that is exact with 1 x kw first; the pass is told of no order."""
+    rng = np.random.default_rng(0)
+    second, first = rng.standard_normal((16, 4, 3)), rng.standard_normal((4, 16, 3))
+    weight = np.einsum("orp,riq->oipq", second, first).astype(np.float32)
+    model = parsed("g (float[N,16,8,8] x) => (float[N,16,6,6] y) { [a] y = Conv(x, w) }", w=weight)
+    feeds = open_feeds({"x": rng.standard_normal((32, 16, 8, 8)).astype(np.float32)}, model)
+    result = onnxcomp.optimize(model, 'decompose(use="spatial(rank=4)")', objective="macs", data=feeds)
+    (change,) = _step(result).report.changes
+    assert change.choice == {"use": "spatial(rank=4, order=hv)"}
+    assert change.error is not None and change.error < 1e-6
+
+
+def test_a_form_is_not_for_every_operator(parsed: Callable[..., ir.Model]) -> None:
+    """A low rank of a ConvTranspose would be one of a Conv, which is another layer."""
+    weight = np.random.default_rng(0).standard_normal((8, 8, 1, 1)).astype(np.float32)
+    model = parsed("g (float[N,8,6,6] x) => (float[N,8,6,6] y) { [up] y = ConvTranspose(x, w) }", w=weight)
+    result = onnxcomp.optimize(model, 'decompose(use="lowrank(rank=2)")', objective="macs")
+    assert set(_skipped(result).values()) == {"lowrank is not for ConvTranspose"}
 
 
 def test_a_layer_takes_nothing_but_a_form(stack: ir.Model) -> None:
