@@ -82,14 +82,14 @@ class Decompose(Pass):
         if self.use is not None:
             return None
         if not self.explicit() or self.loss is not None:
-            return replace(self, loss=min((self.loss or _LOSS) * amount, _MOST))
+            return replace(self, loss=_rounded(min((self.loss or _LOSS) * amount, _MOST)))
         less = min(amount, 1.0)
         if self.speedup is not None:
-            return replace(self, speedup=1.0 + (self.speedup - 1.0) * less)
+            return replace(self, speedup=_rounded(1.0 + (self.speedup - 1.0) * less))
         if self.macs is not None:
-            return replace(self, macs=1.0 - (1.0 - self.macs) * less)
+            return replace(self, macs=_rounded(1.0 - (1.0 - self.macs) * less))
         assert self.size is not None  # the last of the targets
-        return replace(self, size=1.0 - (1.0 - self.size) * less)
+        return replace(self, size=_rounded(1.0 - (1.0 - self.size) * less))
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Score, time, choose, fit."""
@@ -108,3 +108,8 @@ class Decompose(Pass):
         timed = context.objective == "latency" and context.target.host
         scarce = {"latency": "ms" if timed else "macs", "macs": "macs", "size": "bytes"}[context.objective]
         return Aim("bytes" if scarce == "bytes" else "ms" if scarce == "ms" else "macs", None, self.loss or _LOSS)
+
+
+def _rounded(value: float) -> float:
+    """As many digits as are worth reading: the amount stands in the report."""
+    return float(f"{value:.6g}")

@@ -15,7 +15,7 @@ from onnxcomp.contract import Context, PassReport, Value
 from onnxcomp.cost import model_cost
 from onnxcomp.decomposition.assigned import Assigned, use_of
 from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.deciding import Aim, decide
+from onnxcomp.decomposition.deciding import Aim, Decision, decide
 from onnxcomp.decomposition.layers import layer_options
 from onnxcomp.decomposition.menu import SiteMenu, make_menus
 from onnxcomp.decomposition.outcome import frontier_of, offers_of, reasons_of
@@ -24,7 +24,7 @@ from onnxcomp.decomposition.ranking import rank_step
 from onnxcomp.decomposition.scoring import score_sites
 from onnxcomp.decomposition.sensitivity import sensitivities
 from onnxcomp.decomposition.targets import Totals
-from onnxcomp.errors import OptionError
+from onnxcomp.errors import OptionError, UnknownPassError
 from onnxcomp.graph.fingerprint import model_fingerprint
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
@@ -55,6 +55,8 @@ class Allocator:
         # Sites that are given back keep their part of the decision: the others would else make up for them.
         everywhere = replace(context, given_back=frozenset())
         uses, left = layer_options(original, context.overrides, use)
+        for text in uses.values():
+            self._form(text)  # what cannot be read is refused before anything is scored
         sites = [
             site
             for site in weighted_sites(original, Assigned.kinds)
@@ -65,11 +67,8 @@ class Allocator:
         ]
         if use is not None or not sites:
             return self.apply(model, uses, left, context)
-        menus, milliseconds = self._menus(original, sites, context)
-        whole = Totals(model_cost(original), milliseconds)
-        decision = decide(original, menus, aim, whole, context).without(
-            {index for index, menu in enumerate(menus) if context.excluded(menu.site.name)}
-        )
+        menus, decision = self._decided(original, sites, aim, context)
+        decision = decision.without({index for index, menu in enumerate(menus) if context.excluded(menu.site.name)})
         chosen = {
             key_of(menu.site): menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
         }
@@ -116,7 +115,10 @@ class Allocator:
         wanted = None if self.names is None else [name for name in re.split(r"[\s:,+]+", self.names) if name]
         found: list[Decomposition] = []
         for name in available() if wanted is None else wanted:
-            kind = load_pass(name)
+            try:
+                kind = load_pass(name)
+            except UnknownPassError as error:
+                raise UnknownPassError(f"decompose.forms: {error}") from error
             if issubclass(kind, Decomposition):
                 made = replace_options(kind(), {"fit": self.fit, "relu": self.relu})
                 assert isinstance(made, Decomposition)
@@ -125,18 +127,22 @@ class Allocator:
                 raise OptionError(f"decompose.forms: {name} is no decomposition; it may not be chosen from")
         return found
 
-    def _menus(self, model: ir.Model, sites: Sequence[Site], context: Context) -> tuple[list[SiteMenu], float | None]:
-        """The menus of all sites and the time of the whole model, made once for all runs under a budget."""
+    def _decided(
+        self, model: ir.Model, sites: Sequence[Site], aim: Aim, context: Context
+    ) -> tuple[list[SiteMenu], Decision]:
+        """The menus of all sites, made once for all runs under a budget, and the picks, made once for each aim."""
         forms = self._forms()
         key = (model_fingerprint(model), tuple(spec_of(form) for form in forms), tuple(site.name for site in sites))
 
-        def make() -> tuple[list[SiteMenu], float | None]:
+        def make() -> tuple[list[SiteMenu], Totals]:
             scores = score_sites(model, sites, forms, context, rank_step(context))
             weights = sensitivities(model, scores, context)
             menus = make_menus(scores, weights, model.opset_imports.get("", 17), context)
-            return menus, _milliseconds(model, menus, context)
+            return menus, Totals(model_cost(model), _milliseconds(model, menus, context))
 
-        return context.memo.once(key, make)
+        menus, whole = context.memo.once(key, make)
+        # Timed again, a speed that is met would be met by other picks, and what is given back would move the rest.
+        return menus, context.memo.once((*key, aim), lambda: decide(model, menus, aim, whole, context))
 
 
 def _split(model: ir.Model) -> frozenset[str]:

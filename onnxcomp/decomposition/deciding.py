@@ -86,27 +86,24 @@ def _fast_enough(model: ir.Model, menus: Sequence[SiteMenu], table: Table, part:
     """Meet a target of speed: the time of the whole model, with arbitrary weights, corrects the sum of its sites'."""
     budget = part * table.whole
     tried: dict[tuple[int, ...], float] = {}
-    found: list[int] | None = None
     for _ in range(_TRIALS):
         found = table.within(budget)
-        if found is None:
-            break
-        picks = tuple(found)
+        picks = tuple(table.least() if found is None else found)
         if picks not in tried:
             reached = _measured(model, menus, picks, context)
             if reached is None:
                 return Decision(picks, table)
             tried[picks] = reached
-        if part * (1 - 4 * _CLOSE) <= tried[picks] <= part * (1 + _CLOSE):
+        if found is None or part * (1 - 4 * _CLOSE) <= tried[picks] <= part * (1 + _CLOSE):
             break
         budget *= (part / tried[picks]) ** (1.0 if tried[picks] > part else 0.5)
     enough = [picks for picks, reached in tried.items() if reached <= part * (1 + _CLOSE)]
     if enough:
         return Decision(min(enough, key=table.loss), table)
-    if not tried or found is None:
-        return _missed(table, part)
     fastest = min(tried, key=lambda picks: tried[picks])
-    return Decision(fastest, table, f"{tried[fastest]:.3g} of the original's time is left, {part:.3g} was asked for")
+    after = f" (with {', '.join(item.name for item in context.followers)} after)" if context.followers else ""
+    left = f"{tried[fastest]:.3g} of the original's time{after} is left, {part:.3g} was asked for"
+    return Decision(fastest, table, f"the target is out of reach: {left}")
 
 
 def _missed(table: Table, part: float) -> Decision:

@@ -32,6 +32,11 @@ def layer_options(
         unknown = sorted(set(own.options or {}) - {"use"})
         if unknown:
             raise OptionError(f"decompose: a layer ({own.match}) takes use= and nothing else, not {unknown[0]}")
+        if own.options and not isinstance(own.options["use"], str):
+            raise OptionError(
+                f'decompose: layer {own.match}: use={own.options["use"]} is no form; write use: "spatial(rank=32)", '
+                "or null in place of the layer's options to leave it alone"
+            )
     for site in weighted_sites(model, Assigned.kinds):
         if isinstance(site, Skip):
             continue

@@ -8,6 +8,7 @@ from onnxcomp.contract import FrontierPoint, Offer
 from onnxcomp.decomposition.deciding import Decision
 from onnxcomp.decomposition.menu import SiteMenu
 from onnxcomp.decomposition.problem import key_of
+from onnxcomp.decomposition.scoring import not_for
 from onnxcomp.numeric.hull import frontier
 
 __all__ = ["frontier_of", "offers_of", "reasons_of"]
@@ -53,13 +54,18 @@ def _reason(menu: SiteMenu) -> str:
         forms: dict[str, list[str]] = {}
         for form, why in menu.refusals.items():
             forms.setdefault(why, []).append(form)
-        return "; ".join(f"{', '.join(names)}: {why}" for why, names in forms.items()) or "no form fits"
+        told = {why: names for why, names in forms.items() if why != not_for(menu.site)} or forms
+        return "no form fits" + ("" if not told else f": {'; '.join(_by(*each) for each in told.items())}")
     allowed = [choice for choice in offers if not choice.why]
     if not allowed:
         best = min(offers, key=lambda choice: (choice.time or 1.0, choice.cost.bytes))
-        return f"no form pays; {best.spec}: {best.why}"
+        return f"no form pays: {best.spec}, {best.why.partition(': ')[2]}"
     gentle = min(allowed, key=lambda choice: choice.loss)
     return f"kept whole: the mildest form, {gentle.spec}, is expected to lose {gentle.loss:.2g} of the output"
+
+
+def _by(why: str, names: Sequence[str]) -> str:
+    return f"{why} ({', '.join(names)})"
 
 
 def _point(menus: Sequence[SiteMenu], picks: Sequence[int], decision: Decision) -> FrontierPoint:

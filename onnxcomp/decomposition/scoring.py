@@ -27,7 +27,7 @@ from onnxcomp.graph.products import rows_of
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.hull import pareto
 
-__all__ = ["Scored", "SiteScores", "score_sites"]
+__all__ = ["Scored", "SiteScores", "not_for", "score_sites"]
 
 Float = NDArray[np.float64]
 
@@ -156,12 +156,17 @@ def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, s
     offers: list[Scored] = []
     refusals: dict[str, str] = {}
     for form in forms:
-        reason = form.refuse(site) if site.kind in form.kinds else f"not for {site.kind}"
+        reason = form.refuse(site) if site.kind in form.kinds else not_for(site)
         found = [] if reason else _offers(form, site, problems, step)
         if not found:
             refusals[form.name] = reason or "no ranks short of break-even"
         offers += found
     return SiteScores(site, _worthy(offers), make_probes(problems) if offers else (), refusals)
+
+
+def not_for(site: Site) -> str:
+    """Why a form that does not take this operator offers nothing."""
+    return f"not for {site.kind}"
 
 
 def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:

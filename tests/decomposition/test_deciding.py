@@ -94,7 +94,8 @@ def test_a_speed_that_cannot_be_timed_changes_nothing(stack: ir.Model, in_contex
         ([0.8, 0.69], (2, 1), ""),  # less is saved than the sites' times say: more has to be
         ([0.3, 1.0], (1, 1), ""),  # too much, but what is milder is too slow
         ([0.9, 0.85, 0.75], (2, 2), "0.75 of the original's time is left, 0.7 was asked for"),
-        ([3.0], (2, 2), "the target is out of reach: at least 0.375 of the original's time is left, 0.7 was asked for"),
+        ([3.0, 0.8], (2, 2), "0.8 of the original's time is left, 0.7 was asked for"),
+        ([3.0, 0.6], (2, 2), ""),  # out of reach by the sites' times, and yet reached
     ],
 )
 def test_a_speed_is_corrected_by_the_whole_model(
@@ -113,7 +114,7 @@ def test_a_speed_is_corrected_by_the_whole_model(
 
     monkeypatch.setattr(deciding, "time_models", timed)
     decision = decide(stack, _menus(stack, ms=1e-3), Aim("ms", 0.7, 0.0), _totals(ms=4.0), in_context())
-    assert (decision.picks, decision.note) == (picks, note)
+    assert (decision.picks, decision.note) == (picks, note and f"the target is out of reach: {note}")
     assert next(measured, None) is None
 
 
@@ -134,6 +135,6 @@ def test_reasons_and_frontier(stack: ir.Model, in_context: InContext) -> None:
     refused = SiteMenu(menus[1].site, menus[1].choices[:1], None, {"cp": "too narrow", "x": "1x1", "y": "1x1"})
     why = reasons_of([forbidden, refused], Decision((0, 0), decision.table))
     assert why == {
-        key_of(menus[0].site): "no form pays; : does not pay: 0.5x of the original's speed",
-        key_of(menus[1].site): "cp: too narrow; x, y: 1x1",
+        key_of(menus[0].site): "no form pays: , 0.5x of the original's speed",
+        key_of(menus[1].site): "no form fits: too narrow (cp); 1x1 (x, y)",
     }

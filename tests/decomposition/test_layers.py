@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import onnx_ir as ir
 import pytest
 
-from onnxcomp.contract import Override
+from onnxcomp.contract import Override, Value
 from onnxcomp.decomposition.layers import layer_options
 from onnxcomp.errors import OptionError
 
@@ -33,3 +35,8 @@ def test_no_options_leave_a_layer_to_the_allocation(stack: ir.Model) -> None:
 def test_other_options_are_refused(stack: ir.Model) -> None:
     with pytest.raises(OptionError, match=r"a layer \(nowhere\) takes use= and nothing else, not fit"):
         layer_options(stack, (Override("nowhere", {"use": "x", "fit": "data"}),), None)
+
+
+def test_no_form_is_no_use(stack: ir.Model) -> None:
+    with pytest.raises(OptionError, match=r"layer b: use=None is no form; write use: .* to leave it alone"):
+        layer_options(stack, (Override("b", cast("dict[str, Value]", {"use": None})),), None)
