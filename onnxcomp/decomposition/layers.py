@@ -32,7 +32,7 @@ def layer_options(
         unknown = sorted(set(own.options or {}) - {"use"})
         if unknown:
             raise OptionError(f"decompose: a layer ({own.match}) takes use= and nothing else, not {unknown[0]}")
-        if own.options and not isinstance(own.options["use"], str):
+        if own.options and own.options["use"] in (None, "none"):
             raise OptionError(
                 f'decompose: layer {own.match}: use={own.options["use"]} is no form; write use: "spatial(rank=32)", '
                 "or null in place of the layer's options to leave it alone"

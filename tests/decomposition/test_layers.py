@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import onnx_ir as ir
 import pytest
 
-from onnxcomp.contract import Override, Value
+from onnxcomp.contract import Override
 from onnxcomp.decomposition.layers import layer_options
 from onnxcomp.errors import OptionError
 
@@ -38,5 +36,6 @@ def test_other_options_are_refused(stack: ir.Model) -> None:
 
 
 def test_no_form_is_no_use(stack: ir.Model) -> None:
-    with pytest.raises(OptionError, match=r"layer b: use=None is no form; write use: .* to leave it alone"):
-        layer_options(stack, (Override("b", cast("dict[str, Value]", {"use": None})),), None)
+    """A recipe reads null as the word none."""
+    with pytest.raises(OptionError, match=r"layer b: use=none is no form; write use: .* to leave it alone"):
+        layer_options(stack, (Override("b", {"use": "none"}),), None)
