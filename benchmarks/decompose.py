@@ -43,6 +43,7 @@ TARGETS = [
     Job(VGG, "decompose(macs=0.125),int8"),
     Job(VGG, "decompose(speedup=4)"),
     *(Job(model, p, "macs") for model in RESNETS for p in ("decompose(macs=0.714)", "decompose(macs=0.714),int8")),
+    *(Job(model, "decompose(macs=0.714)") for model in RESNETS),
     *(Job(model, "decompose") for model in (*RESNETS, *MOBILE)),
 ]
 DATA = [
