@@ -39,6 +39,8 @@ _LEAST, _MOST = 1e-5, 0.7
 _PATCHES = 4
 # Bytes of activations in memory; the Grams need the rest.
 _MEMORY = 1 << 28
+# Sites that are scored at the same time; each holds a Gram and its factors.
+_WORKERS = 8
 # Ranks of one side that are scored, the smaller ones closer together.
 _RANKS = 12
 # A form that takes so much more work than another one for the same error is not worth its timing; memory-bound nodes
@@ -98,7 +100,7 @@ def score_sites(
         step: Ranks are multiples of this.
         executor: Runs the tasks, one a site; None: threads, as many as there are cores.
     """
-    workers = os.cpu_count() or 1
+    workers = min(os.cpu_count() or 1, _WORKERS)
     with threadpool_limits(1):  # the tasks fill the cores; results do not depend on their number
         pool = executor or ThreadPoolExecutor(workers)
         try:
