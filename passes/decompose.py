@@ -105,9 +105,11 @@ class Decompose(Pass):
             return Aim("bytes", self.size, 0.0)
         if self.speedup is not None:
             return Aim("ms", 1.0 / self.speedup, 0.0)
+        loss = self.loss or _LOSS
+        if context.objective == "size":
+            return Aim("bytes", None, loss)
         timed = context.objective == "latency" and context.target.host
-        scarce = {"latency": "ms" if timed else "macs", "macs": "macs", "size": "bytes"}[context.objective]
-        return Aim("bytes" if scarce == "bytes" else "ms" if scarce == "ms" else "macs", None, self.loss or _LOSS)
+        return Aim("ms" if timed else "macs", None, loss)
 
 
 def _rounded(value: float) -> float:

@@ -2,13 +2,12 @@
 
 Steps (notation of `onnxcomp.numeric.tucker`):
 
-1. The input factor is the best projection of the weight under the channel covariance, averaged over taps (whitened
-SVD). 2. Given it, the best core of full output rank is a least-squares fit on the projected patches, and the best one
-of rank r_out
-   is its reduced-rank regression (Izenman 1975).
+1. The input factor is the best projection of the weight under the channel covariance, averaged over taps: a whitened
+   SVD.
+2. Given it, the best core of full output rank is a least-squares fit on the projected patches, and the best one of rank
+   r_out is its reduced-rank regression (Izenman 1975).
 3. Given core and output factor, the input factor is a linear least-squares problem as well; steps 2 and 3 alternate,
-and
-   each lowers the error.
+   and each lowers the error.
 4. The bias takes the means.
 
 With moments of the compressed network's inputs and of the original's outputs this is the asymmetric form of Zhang et
