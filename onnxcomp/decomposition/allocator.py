@@ -11,8 +11,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxcomp.choose import run_site_pass
-from onnxcomp.contract import Context, PassReport, Value
-from onnxcomp.cost import model_cost
+from onnxcomp.contract import Context, PassReport, Skip, Value
+from onnxcomp.cost import Cost, model_cost
 from onnxcomp.decomposition.assigned import Assigned, use_of
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.deciding import Aim, Decision, decide
@@ -67,7 +67,7 @@ class Allocator:
         ]
         if use is not None or not sites:
             return self.apply(model, uses, left, context)
-        menus, decision = self._decided(original, sites, aim, context)
+        menus, decision = self._decided(original, sites, aim, self._saved(original, uses), context)
         decision = decision.without({index for index, menu in enumerate(menus) if context.excluded(menu.site.name)})
         chosen = {
             key_of(menu.site): menu.choices[pick].spec for menu, pick in zip(menus, decision.picks, strict=True) if pick
@@ -127,8 +127,22 @@ class Allocator:
                 raise OptionError(f"decompose.forms: {name} is no decomposition; it may not be chosen from")
         return found
 
+    def _saved(self, model: ir.Model, uses: Mapping[str, str]) -> Cost:
+        """What the forms that were given take less than their layers."""
+        saved = Cost(0, 0, 0)
+        for site in weighted_sites(model, Assigned.kinds):
+            if isinstance(site, Skip) or key_of(site) not in uses:
+                continue
+            form = self._form(uses[key_of(site)])
+            settings = None if site.kind not in form.kinds or form.refuse(site) else form.asked(site)
+            if settings:
+                own, whole = form.cost(site, settings[0]), site.cost
+                macs = None if own.macs is None or whole.macs is None else whole.macs - own.macs
+                saved += Cost(whole.parameters - own.parameters, macs, whole.bytes - own.bytes)
+        return saved
+
     def _decided(
-        self, model: ir.Model, sites: Sequence[Site], aim: Aim, context: Context
+        self, model: ir.Model, sites: Sequence[Site], aim: Aim, saved: Cost, context: Context
     ) -> tuple[list[SiteMenu], Decision]:
         """The menus of all sites, made once for all runs under a budget, and the picks, made once for each aim."""
         forms = self._forms()
@@ -138,7 +152,7 @@ class Allocator:
             scores = score_sites(model, sites, forms, context, rank_step(context))
             weights = sensitivities(model, scores, context)
             menus = make_menus(scores, weights, model.opset_imports.get("", 17), context)
-            return menus, Totals(model_cost(model), _milliseconds(model, menus, context))
+            return menus, Totals(model_cost(model), _milliseconds(model, menus, context), saved)
 
         menus, whole = context.memo.once(key, make)
         # Timed again, a speed that is met would be met by other picks, and what is given back would move the rest.

@@ -66,7 +66,7 @@ def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals,
         context: The run's context.
     """
     resource = totals.countable(aim.resource)
-    table = Table(menus, resource, totals.of(resource))
+    table = Table(menus, resource, totals.of(resource), totals.saving(resource))
     if aim.part is None:
         return Decision(tuple(table.losing(aim.loss)), table)
     if aim.resource == "ms" and resource != "ms":

@@ -20,19 +20,34 @@ __all__ = ["Resource", "Table", "Totals"]
 Resource = Literal["macs", "parameters", "bytes", "ms"]
 Float = NDArray[np.float64]
 
+_NOTHING = Cost(0, 0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the whole model takes: its static cost, and milliseconds where it was timed."""
+    """What the whole model takes.
+
+    Attributes:
+        cost: Its static cost.
+        ms: Its time, milliseconds; None where it was not timed.
+        saved: What layers whose forms were given by the user will take less.
+    """
 
     cost: Cost
     ms: float | None
+    saved: Cost = _NOTHING
 
     def of(self, resource: Resource) -> float:
         """One of them; NaN where it is not known."""
         cost = self.cost
         known = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes, "ms": self.ms}[resource]
         return float("nan") if known is None else float(known)
+
+    def saving(self, resource: Resource) -> float:
+        """What given forms save of a resource; their time is not known."""
+        return {"macs": self.saved.macs or 0, "parameters": self.saved.parameters, "bytes": self.saved.bytes, "ms": 0}[
+            resource
+        ]
 
     def countable(self, resource: Resource) -> Resource:
         """The resource, or what stands for it where it is not known: MACs for time, parameters for MACs."""
@@ -48,9 +63,10 @@ class Table:
         menus: One a site.
         resource: What is scarce.
         whole: What the model takes of it.
+        saved: What is saved elsewhere.
     """
 
-    def __init__(self, menus: Sequence[SiteMenu], resource: Resource, whole: float) -> None:
+    def __init__(self, menus: Sequence[SiteMenu], resource: Resource, whole: float, saved: float = 0.0) -> None:
         self.resource: Resource = resource
         own = [np.array([_amount(menu, choice, resource) for choice in menu.choices]) for menu in menus]
         sites = float(sum(costs[0] for costs in own))
@@ -58,7 +74,7 @@ class Table:
         self._scale = whole / sites if resource == "ms" and sites > whole > 0.0 else 1.0
         self.costs: list[Float] = [costs * self._scale for costs in own]
         self.losses: list[Float] = [np.array([inf if c.why else c.loss for c in menu.choices]) for menu in menus]
-        self.fixed = whole - sites * self._scale
+        self.fixed = whole - saved - sites * self._scale
         self.whole = whole
 
     def within(self, budget: float) -> list[int] | None:

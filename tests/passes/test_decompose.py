@@ -192,6 +192,12 @@ def test_layers_of_a_recipe(decomposed: Callable[..., Result]) -> None:
     assert {offer.site for offer in _step(result).report.offers} == {"c"}
 
 
+def test_forms_that_are_given_count_towards_a_target(decomposed: Callable[..., Result]) -> None:
+    """A layer that is cut to a fraction leaves the others what it saves."""
+    given = decomposed("decompose(macs=0.6)", overrides=[[Override("a", {"use": "tucker2(ranks=16x16)"})]])
+    assert 0.5 < _share(given) <= 0.6
+
+
 def test_the_more_specific_layer_wins(decomposed: Callable[..., Result]) -> None:
     layers = [
         Override("Conv", None),
