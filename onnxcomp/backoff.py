@@ -67,9 +67,8 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
     """Run the plan; where the budget does not hold, relieve as few sites as it takes, the largest error first.
 
     Passes with a dial are turned first, up where there is room. Then the sites that have milder options get them, then
-    sites are left alone. Without a budget, and with nothing in the
-    plan that the user asked for by amount, the outputs must still resemble the original's on the calibration data, made
-    up or not: defaults never write garbage.
+    sites are left alone. Without a budget, and with nothing in the plan that the user asked for by amount, the outputs
+    must still resemble the original's on the calibration data, made up or not: defaults never write garbage.
 
     Args:
         intake: The original model, that the outputs are compared with, and what is measured on.

@@ -107,9 +107,7 @@ def _visit(
     reason = configured.refuse(site)
     if reason:
         return Skip(site.name, reason)
-    original, compressed = _grams(
-        configured, site, sweep, context, once=site_pass.decided or context.replay is not None
-    )
+    original, compressed = _grams(configured, site, sweep, context, once=site_pass.decided)
     # Weights alone take many small decompositions, in which BLAS threads wait for each other on a busy machine.
     with threadpool_limits(1 if original is None else None):
         proposals = configured.propose(site, original, context)

@@ -58,11 +58,6 @@ class Channel(TuckerForm):
         del order
         return (shape[0],)
 
-    def first_axes(self, kernel: tuple[int, ...], order: str) -> tuple[int, ...]:
-        """None: there is no first factor."""
-        del kernel, order
-        return ()
-
     def sides(self, shape: tuple[int, ...], setting: Setting) -> tuple[int | None, int | None]:
         """The output side alone."""
         return None, None if setting.ranks[0] >= shape[0] else setting.ranks[0]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants, pointwise
-from onnxcomp.decomposition.problem import Factors, Setting, group_shape, joined
+from onnxcomp.decomposition.form import Tail
+from onnxcomp.decomposition.problem import Factors, Setting, few_channels, group_shape, joined
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.cp import CP, balance, compose, principal_slices
@@ -62,7 +63,7 @@ class Cp(Decomposition):
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise"
         if max(per_in, per_out) <= _NARROW or min(per_in, per_out) < _TINY:
-            return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
+            return few_channels(site)
         return None
 
     def full(self, shape: tuple[int, ...], order: str) -> tuple[int, ...]:
@@ -125,20 +126,11 @@ class Cp(Decomposition):
         slices = principal_slices(weight.reshape(*weight.shape[:2], -1))
         return (min(sum(evbmf_rank(part).rank for part in slices), *self.full(weight.shape, "")),)
 
-    def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
-        """The last 1x1."""
-        return factors["last"], None
-
-    def features(self, factors: Factors, x: Float) -> Float:
-        """What the depthwise node puts out."""
+    def tail(self, factors: Factors) -> Tail:
+        """The last 1x1, behind the depthwise node."""
         terms = factors["first"][:, :, None] * _cp(factors).middle[:, None, :]
-        features: Float = x @ terms.reshape(len(terms), -1).T
-        return features
-
-    def with_tail(self, factors: Factors, core: Float, last: Float | None) -> Factors:
-        """Another last 1x1."""
-        del last
-        return {**factors, "last": core}
+        rows = terms.reshape(len(terms), -1).T
+        return Tail(factors["last"], None, lambda x: x @ rows, lambda core, _: {**factors, "last": core})
 
 
 def _cp(factors: Factors) -> CP:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants, pointwise
-from onnxcomp.decomposition.problem import Factors, Setting, joined
+from onnxcomp.decomposition.form import Tail
+from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.depthwise import (
@@ -80,7 +81,7 @@ class Depthwise(Decomposition):
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise already"
         if min(per_in, per_out) < _TINY:
-            return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
+            return few_channels(site)
         return None
 
     def orders(self, site: Site) -> tuple[str, ...]:
@@ -175,18 +176,17 @@ class Depthwise(Decomposition):
             before = links[-1].role
         return tuple(links)
 
-    def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
+    def tail(self, factors: Factors) -> Tail | None:
         """The 1x1 weights of all blocks; with the 1x1 first there is no dense map at the end."""
-        return None if "first" in factors else (factors["last"].reshape(len(factors["last"]), -1), None)
-
-    def features(self, factors: Factors, x: Float) -> Float:
-        """The filtered channels of all blocks."""
-        return depthwise_features(factors["depthwise"], x)
-
-    def with_tail(self, factors: Factors, core: Float, last: Float | None) -> Factors:
-        """Other 1x1 weights."""
-        del last
-        return {**factors, "last": core.reshape(factors["last"].shape)}
+        if "first" in factors:
+            return None
+        last = factors["last"]
+        return Tail(
+            last.reshape(len(last), -1),
+            None,
+            lambda x: depthwise_features(factors["depthwise"], x),
+            lambda core, _: {**factors, "last": core.reshape(last.shape)},
+        )
 
 
 def _errors(weight: Float, moments: Moments | None, order: str) -> Callable[[int], float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.decomposition.chains import constants, pointwise
-from onnxcomp.decomposition.problem import Factors, Setting, joined
+from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
@@ -49,18 +49,13 @@ class Lowrank(TuckerForm):
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise"
         if min(per_in, per_out) < _TINY:
-            return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
+            return few_channels(site)
         return None
 
     def full(self, shape: tuple[int, ...], order: str) -> tuple[int, ...]:
         """The rank with which nothing is lost."""
         del order
         return (min(shape[:2]),)
-
-    def first_axes(self, kernel: tuple[int, ...], order: str) -> tuple[int, ...]:
-        """None: there is no first factor."""
-        del kernel, order
-        return ()
 
     def sides(self, shape: tuple[int, ...], setting: Setting) -> tuple[int | None, int | None]:
         """The output side alone."""

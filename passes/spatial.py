@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.decomposition.chains import constants
-from onnxcomp.decomposition.problem import Factors, Setting, joined
+from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.geometry import Geometry
@@ -68,7 +68,7 @@ class Spatial(TuckerForm):
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise, with a channel multiplier"
         if per_out < _TINY or per_in < 2:
-            return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
+            return few_channels(site)
         return None
 
     def orders(self, site: Site) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxcomp.contract import Candidate, Context, Skip, Value
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants
+from onnxcomp.decomposition.form import Tail
 from onnxcomp.decomposition.problem import Factors, Setting, joined
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.chain import describe_chain
@@ -171,21 +172,16 @@ class Structured(Decomposition):
         del site
         return Setting((int(choice["n"]),), str(choice["sums"]))
 
-    def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
-        """The core."""
-        core = factors["core"]
-        return core.reshape(len(core), -1), None
-
-    def features(self, factors: Factors, x: Float) -> Float:
-        """The sums that the core reads."""
+    def tail(self, factors: Factors) -> Tail:
+        """The core, behind the sums."""
         box, core = factors["box"], factors["core"]
         kernel = tuple(b + c - 1 for b, c in zip(box.shape[2:], core.shape[2:], strict=True))
-        return window_sums(x, kernel, core.shape[2:])
-
-    def with_tail(self, factors: Factors, core: Float, last: Float | None) -> Factors:
-        """Another core."""
-        del last
-        return {**factors, "core": core.reshape(factors["core"].shape)}
+        return Tail(
+            core.reshape(len(core), -1),
+            None,
+            lambda x: window_sums(x, kernel, core.shape[2:]),
+            lambda changed, _: {**factors, "core": changed.reshape(core.shape)},
+        )
 
 
 def _explicit(geometry: Geometry) -> Geometry | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.contract import Value
 from onnxcomp.decomposition.chains import constants, pointwise, roles
-from onnxcomp.decomposition.problem import Factors, Setting, joined
+from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.edit import Link
@@ -86,7 +86,7 @@ class Tucker2(TuckerForm):
         if site.geometry.group > 1 and min(per_in, per_out) == 1:
             return "depthwise"
         if max(per_in, per_out) <= _NARROW or min(per_in, per_out) < _TINY:
-            return f"too few channels: {per_in} in, {per_out} out" + (" a group" if site.geometry.group > 1 else "")
+            return few_channels(site)
         return None
 
     def asked(self, site: Site) -> list[Setting] | None:
@@ -101,11 +101,6 @@ class Tucker2(TuckerForm):
     def grid(self, full: int, step: int) -> Sequence[int]:
         """Ranks of a side; narrow ones stay whole."""
         return (full,) if full <= _NARROW else super().grid(full, step)
-
-    def first_axes(self, kernel: tuple[int, ...], order: str) -> tuple[int, ...]:
-        """None: the first factor is pointwise."""
-        del kernel, order
-        return ()
 
     def sides(self, shape: tuple[int, ...], setting: Setting) -> tuple[int | None, int | None]:
         """A rank that reaches the full one leaves its side whole."""

@@ -108,12 +108,11 @@ def _after_relu(
     tail = form.tail(factors)
     if tail is None or samples.y is None:
         return factors, bias, error
-    linear, rank = tail
-    features = form.features(factors, samples.x.astype(np.float64))
-    refined = relu_aware(features, samples.y.astype(np.float64), linear, bias, rank)
+    features = tail.features(samples.x.astype(np.float64))
+    refined = relu_aware(features, samples.y.astype(np.float64), tail.linear, bias, tail.rank)
     if refined is None:
         return factors, bias, error
-    return form.with_tail(factors, refined.core, refined.last), refined.bias, refined.error
+    return tail.with_map(refined.core, refined.last), refined.bias, refined.error
 
 
 def _only_relu_reads(site: Site) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -11,18 +12,36 @@ from numpy.typing import NDArray
 
 from onnxcomp.contract import SitePass, Value
 from onnxcomp.decomposition.problem import Factors, Setting
+from onnxcomp.errors import OptionError
 from onnxcomp.numeric.moments import Moments
 
 if TYPE_CHECKING:
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site
 
-__all__ = ["Form"]
+__all__ = ["Form", "Tail"]
 
 Float = NDArray[np.float64]
 
 # More ranks than this a side are thinned out evenly; what lies between differs by little.
 _GRID = 64
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tail:
+    """The last dense map of a chain, which reads features that stay what they are.
+
+    Attributes:
+        linear: The map, (Co, m).
+        rank: Its rank; None where it is not factored.
+        features: Patches (n, d) to what the map reads, (n, m).
+        with_map: A core (r, m) and the last factor (Co, r), or a core (Co, m) and None, to factors with that map.
+    """
+
+    linear: Float
+    rank: int | None
+    features: Callable[[Float], Float]
+    with_map: Callable[[Float, Float | None], Factors]
 
 
 class Form(SitePass):
@@ -87,8 +106,12 @@ class Form(SitePass):
         return factors
 
     def vbmf(self, weight: Float, order: str) -> tuple[int, ...]:
-        """The ranks that EVBMF finds, as `full` gives the largest ones; 0 for noise alone."""
-        raise NotImplementedError(f"{self.name} has no rule vbmf")  # `rules` keeps it from being asked
+        """The ranks that EVBMF finds, as `full` gives the largest ones; 0 for noise alone.
+
+        Raises:
+            OptionError: The form has no such rule.
+        """
+        raise OptionError(f"{self.name}: there is no rank=vbmf")
 
     def choice(self, setting: Setting) -> dict[str, Value]:
         """The options that lead back to a setting."""
@@ -99,15 +122,7 @@ class Form(SitePass):
         del site
         return Setting((int(choice["rank"]),), str(choice.get("order", "")))
 
-    def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
-        """The last dense map (Co, m) of the chain on fixed features, and its rank; None where there is none."""
+    def tail(self, factors: Factors) -> Tail | None:
+        """The last dense map of the chain; None where there is none."""
         del factors
         return None
-
-    def features(self, factors: Factors, x: Float) -> Float:
-        """What the last dense map reads: patches (n, d) to features (n, m)."""
-        raise NotImplementedError(f"{self.name} has no dense tail")  # tail() says so before
-
-    def with_tail(self, factors: Factors, core: Float, last: Float | None) -> Factors:
-        """The factors with another last map: core (r, m), last (Co, r), or core (Co, m) alone."""
-        raise NotImplementedError(f"{self.name} has no dense tail")  # tail() says so before

@@ -12,7 +12,7 @@ from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.moments import Moments
 
-__all__ = ["Factors", "Problem", "Setting", "group_shape", "joined", "key_of", "problems_of"]
+__all__ = ["Factors", "Problem", "Setting", "few_channels", "group_shape", "joined", "key_of", "problems_of"]
 
 Float = NDArray[np.float64]
 
@@ -71,3 +71,9 @@ def group_shape(site: Site) -> tuple[int, ...]:
     """Shape of one group's weight, (Co, Ci, *kernel)."""
     group = site.geometry.group
     return site.channels_out // group, site.channels_in // group, *site.weight.shape[2:]
+
+
+def few_channels(site: Site) -> str:
+    """That a layer is too narrow for a form, in words."""
+    outs, ins = group_shape(site)[:2]
+    return f"too few channels: {ins} in, {outs} out" + (" a group" if site.geometry.group > 1 else "")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.decomposition.base import Decomposition
+from onnxcomp.decomposition.form import Tail
 from onnxcomp.decomposition.problem import Factors, Setting
 from onnxcomp.numeric.lowrank import RankErrors, fit_tucker2
 from onnxcomp.numeric.moments import Moments
@@ -34,9 +35,10 @@ class TuckerForm(Decomposition):
     out where its rank is full.
     """
 
-    @abstractmethod
     def first_axes(self, kernel: tuple[int, ...], order: str) -> tuple[int, ...]:
-        """The kernel axes whose taps belong to `first`."""
+        """The kernel axes whose taps belong to `first`; none where it is pointwise or left out."""
+        del kernel, order
+        return ()
 
     @abstractmethod
     def sides(self, shape: tuple[int, ...], setting: Setting) -> tuple[int | None, int | None]:
@@ -96,28 +98,24 @@ class TuckerForm(Decomposition):
         view = _View.behind(factors)
         return view.factors(balance(view.tucker(factors), None if xx is None else view.gram(xx)))
 
-    def tail(self, factors: Factors) -> tuple[Float, int | None] | None:
-        """Core and output factor."""
+    def tail(self, factors: Factors) -> Tail:
+        """Core and output factor, behind `first`."""
         core, last = factors["core"], factors.get("last")
         flat = core.reshape(len(core), -1)
-        return (flat, None) if last is None else (last @ flat, last.shape[1])
-
-    def features(self, factors: Factors, x: Float) -> Float:
-        """The patches after `first`."""
         view = _View.behind(factors)
         first = view.tucker(factors).first
-        if first is None:
-            return x
-        seen = x[:, view.order].reshape(len(x), first.shape[1], -1)
-        features: Float = np.matmul(first, seen).reshape(len(x), -1)
-        return features
 
-    def with_tail(self, factors: Factors, core: Float, last: Float | None) -> Factors:
-        """Another core and output factor."""
-        changed = {**factors, "core": core.reshape(len(core), *factors["core"].shape[1:])}
-        if last is not None:
-            changed["last"] = last
-        return changed
+        def features(x: Float) -> Float:
+            if first is None:
+                return x
+            seen = x[:, view.order].reshape(len(x), first.shape[1], -1)
+            return np.asarray(np.matmul(first, seen).reshape(len(x), -1), np.float64)
+
+        def with_map(core: Float, last: Float | None) -> Factors:
+            changed = {**factors, "core": core.reshape(len(core), *factors["core"].shape[1:])}
+            return changed if last is None else {**changed, "last": last}
+
+        return Tail(flat if last is None else last @ flat, None if last is None else last.shape[1], features, with_map)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

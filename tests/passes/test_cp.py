@@ -187,9 +187,9 @@ def test_the_last_node_is_a_map_of_features() -> None:
     factors = cp.factor(_weight(0).astype(np.float64), None, Setting((9,)))
     x = np.random.default_rng(0).standard_normal((5, 24 * 9))
     tail = cp.tail(factors)
-    assert tail is not None and tail[1] is None
-    assert cp.features(factors, x) @ tail[0].T == pytest.approx(x @ cp.compose(factors).reshape(32, -1).T)
-    doubled = cp.with_tail(factors, 2 * tail[0], None)
+    assert tail is not None and tail.rank is None
+    assert tail.features(x) @ tail.linear.T == pytest.approx(x @ cp.compose(factors).reshape(32, -1).T)
+    doubled = tail.with_map(2 * tail.linear, None)
     assert cp.compose(doubled) == pytest.approx(2 * cp.compose(factors))
 
 

@@ -260,10 +260,10 @@ def test_the_dense_map_at_the_end_is_the_chain() -> None:
     form = Depthwise()
     factors = form.factor(weight, None, Setting((2,), "dw"))
     tail = form.tail(factors)
-    assert tail is not None and tail[1] is None
-    seen = form.features(factors, x) @ tail[0].T
+    assert tail is not None and tail.rank is None
+    seen = tail.features(x) @ tail.linear.T
     np.testing.assert_allclose(seen, x @ form.compose(factors).reshape(16, -1).T, atol=1e-10)
-    doubled = form.compose(form.with_tail(factors, 2 * tail[0], None))
+    doubled = form.compose(tail.with_map(2 * tail.linear, None))
     np.testing.assert_allclose(doubled, 2 * form.compose(factors), atol=1e-10)
     assert form.tail(form.factor(weight, None, Setting((2,), "pw"))) is None
 

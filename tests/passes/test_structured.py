@@ -226,11 +226,9 @@ def test_the_core_is_a_map_of_features() -> None:
     factors = structured.factor(weight, None, Setting((2,)))
     x = np.random.default_rng(0).standard_normal((7, 60))
     tail = structured.tail(factors)
-    assert tail is not None and tail[1] is None
-    assert structured.features(factors, x) @ tail[0].T == pytest.approx(
-        x @ structured.compose(factors).reshape(6, -1).T
-    )
-    doubled = structured.with_tail(factors, 2 * tail[0], None)
+    assert tail is not None and tail.rank is None
+    assert tail.features(x) @ tail.linear.T == pytest.approx(x @ structured.compose(factors).reshape(6, -1).T)
+    doubled = tail.with_map(2 * tail.linear, None)
     assert structured.compose(doubled) == pytest.approx(2 * structured.compose(factors))
 
 
