@@ -12,7 +12,7 @@ from judging import Bench, Job
 from real import model_file
 
 import onnxcomp
-from onnxcomp.decomposition.problem import Problem, Setting, group_shape, problems_of
+from onnxcomp.allocation.problem import Problem, Setting, group_shape, problems_of
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.ranks import weakened

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting, joined
 from onnxcomp.decomposition.chains import constants, pointwise
-from onnxcomp.decomposition.problem import Factors, Setting, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from onnxcomp.allocation.allocator import Allocator, Family
+from onnxcomp.allocation.assigned import Assigned
+from onnxcomp.allocation.deciding import Aim
 from onnxcomp.contract import Context, Pass, PassReport, Saves
-from onnxcomp.decomposition.allocator import Allocator
-from onnxcomp.decomposition.deciding import Aim
+from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.options import Bounds
 
@@ -93,7 +95,7 @@ class Decompose(Pass):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Score, time, choose, fit."""
-        allocator = Allocator(self.forms, self.fit, relu=self.relu)
+        allocator = Allocator(_FAMILY, self.forms, self.fit, relu=self.relu)
         if context.replay is not None:
             return allocator.replay(model, context.replay, context)
         return allocator.run(model, self._aim(context), self.use, context)
@@ -110,6 +112,16 @@ class Decompose(Pass):
             return Aim("bytes", None, loss)
         timed = context.objective == "latency" and context.target.host
         return Aim("ms" if timed else "macs", None, loss)
+
+
+@dataclass(frozen=True)
+class _Decided(Assigned):
+    """Gives each layer its decomposition."""
+
+    name: ClassVar[str] = "decompose"
+
+
+_FAMILY = Family(Decomposition, "decomposition", "spatial(rank=32)", _Decided)  # type: ignore[type-abstract]
 
 
 def _rounded(value: float) -> float:

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants, pointwise
 from onnxcomp.decomposition.form import Tail
-from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.depthwise import (

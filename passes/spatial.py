@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.chains import constants
-from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.geometry import Geometry

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting, joined
 from onnxcomp.contract import Candidate, Context, Skip, Value
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.chains import constants
 from onnxcomp.decomposition.form import Tail
-from onnxcomp.decomposition.problem import Factors, Setting, joined
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.chain import describe_chain
 from onnxcomp.graph.edit import Link

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting, few_channels, joined
 from onnxcomp.contract import Value
 from onnxcomp.decomposition.chains import constants, pointwise, roles
-from onnxcomp.decomposition.problem import Factors, Setting, few_channels, joined
 from onnxcomp.decomposition.tuckerform import TuckerForm
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.edit import Link

@@ -1,1 +1,1 @@
-"""Decompositions: forms that replace a layer by a chain of cheaper ones, and the choice among them."""
+"""Decompositions: forms that replace a layer by a chain of cheaper ones."""

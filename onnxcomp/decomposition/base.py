@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import numpy as np
 
+from onnxcomp.allocation.offering import Fit
+from onnxcomp.allocation.problem import Problem, Setting, group_shape, problems_of
 from onnxcomp.contract import Candidate, Context, Saves, Skip
 from onnxcomp.cost import Cost
 from onnxcomp.decomposition.fitting import Fitted, fitted, mean_scores
 from onnxcomp.decomposition.form import Form
-from onnxcomp.decomposition.problem import Problem, Setting, group_shape, problems_of
 from onnxcomp.decomposition.ranking import choose_setting
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.graph.chain import chain_cost, describe_chain
@@ -58,7 +59,7 @@ class Decomposition(Form):
     weaken: Annotated[float, Bounds(0, 1)] | None = None
     keep: Annotated[float, Bounds(0, 1, open_low=True, open_high=True)] | None = None
     ratio: Annotated[float, Bounds(1, open_low=True)] | None = None
-    fit: Literal["auto", "weights", "data"] = "auto"
+    fit: Fit = "auto"
     relu: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +90,10 @@ class Decomposition(Form):
     def named(self) -> bool:
         """Whether the ranks themselves were given."""
         return isinstance(self.rank, int)
+
+    def plain(self, fit: Fit, *, relu: bool) -> Decomposition:
+        """The pass with no ranks given."""
+        return type(self)(fit=fit, relu=relu)
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Raise DataError where the fit must follow data and there are none."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.decomposition.problem import Factors
+from onnxcomp.allocation.problem import Factors
 
 __all__ = ["constants", "pointwise", "roles"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Problem, Setting
 from onnxcomp.calibration.gram import Samples
-from onnxcomp.decomposition.problem import Factors, Problem, Setting
 from onnxcomp.graph.sites import Site, is_default_domain
 from onnxcomp.numeric.moments import predicted_error
 from onnxcomp.numeric.reluaware import relu_aware

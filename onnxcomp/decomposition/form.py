@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.contract import SitePass, Value
-from onnxcomp.decomposition.problem import Factors, Setting
+from onnxcomp.allocation.offering import Offering
+from onnxcomp.allocation.problem import Factors, Setting
+from onnxcomp.contract import Value
 from onnxcomp.errors import OptionError
 from onnxcomp.numeric.moments import Moments
 
@@ -44,7 +45,7 @@ class Tail:
     with_map: Callable[[Float, Float | None], Factors]
 
 
-class Form(SitePass):
+class Form(Offering):
     """What a decomposition is: its ranks, its factors and its nodes. All arrays are of one group."""
 
     # Share of the output's variance (of the weight's energy without data) that is kept where nothing is said.

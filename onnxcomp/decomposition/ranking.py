@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxcomp.allocation.problem import Problem, Setting, group_shape
 from onnxcomp.contract import Context, Skip
 from onnxcomp.cost import Cost
-from onnxcomp.decomposition.problem import Problem, Setting, group_shape
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.ranks import weakened
 from onnxcomp.runtime.processor import rank_block

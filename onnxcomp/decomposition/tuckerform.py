@@ -14,9 +14,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Factors, Setting
 from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.decomposition.form import Tail
-from onnxcomp.decomposition.problem import Factors, Setting
 from onnxcomp.numeric.lowrank import RankErrors, fit_tucker2
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.ranks import tail_energy

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxcomp.allocation.problem import Setting
 from onnxcomp.contract import Change, Context, PassReport
 from onnxcomp.data import Feeds, open_feeds
-from onnxcomp.decomposition.problem import Setting
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.graph.sites import Site, conv_site
 from onnxcomp.numeric.cp import CP, DIVERGED, compose, divergence

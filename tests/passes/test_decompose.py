@@ -218,8 +218,8 @@ def test_one_form_for_all(decomposed: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("use", "match"),
     [
-        ("spatial", r"'spatial' names no ranks; write them, as in spatial\(rank=32\)"),
-        ("spatial(keep=0.3)", "names no ranks"),
+        ("spatial", r"'spatial' names no setting; write it, as in spatial\(rank=32\)"),
+        ("spatial(keep=0.3)", "names no setting"),
         ("int8", "'int8' is not one decomposition pass"),
         ("tucker2(rank=8),spatial(rank=8)", "is not one decomposition pass"),
         ("spacial(rank=8)", "did you mean 'spatial'"),

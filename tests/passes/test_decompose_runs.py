@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import onnxcomp
+from onnxcomp.allocation.scoring import score_sites
 from onnxcomp.api import Result
 from onnxcomp.data import open_feeds
-from onnxcomp.decomposition.scoring import score_sites
 from onnxcomp.passes.decompose import Decompose
 from onnxcomp.pipeline import Step
 from onnxcomp.recipe import Recipe
@@ -155,7 +155,7 @@ def test_scores_are_made_once_under_a_budget(
         calls.append(len(arguments[1]))
         return score_sites(*arguments, **options)
 
-    monkeypatch.setattr("onnxcomp.decomposition.allocator.score_sites", counted)
+    monkeypatch.setattr("onnxcomp.allocation.allocator.score_sites", counted)
     decomposed("decompose(forms=tucker2)", min_sqnr=36.0)
     assert calls == [4]
     calls.clear()
@@ -212,7 +212,7 @@ def test_what_does_not_pay_says_so(decomposed: Callable[..., Result], monkeypatc
     def slow(site: object, chains: list[object], opset: int, context: object) -> SiteTiming:
         return SiteTiming(1.0, tuple(1.25 + index for index in range(len(chains))))
 
-    monkeypatch.setattr("onnxcomp.decomposition.menu.time_chains", slow)
+    monkeypatch.setattr("onnxcomp.allocation.menu.time_chains", slow)
     result = decomposed("decompose", objective="latency")
     assert _step(result).report.changes == ()
     assert set(_skipped(result)) == set(SITES)

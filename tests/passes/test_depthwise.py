@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxcomp import modelio
+from onnxcomp.allocation.problem import Setting, problems_of
 from onnxcomp.contract import Context, Skip
 from onnxcomp.data import open_feeds
-from onnxcomp.decomposition.problem import Setting, problems_of
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import ORIGIN, replace_by_chain

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import Setting
 from onnxcomp.contract import Context, Skip
-from onnxcomp.decomposition.problem import Setting
 from onnxcomp.graph.sites import Site, conv_site
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.passes.spatial import Spatial

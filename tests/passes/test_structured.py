@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxcomp.allocation.problem import Setting
 from onnxcomp.contract import Candidate, Change, Context, PassReport
 from onnxcomp.data import Feeds, open_feeds
-from onnxcomp.decomposition.problem import Setting
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.sites import Site, conv_site

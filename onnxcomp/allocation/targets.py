@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.menu import Choice, SiteMenu
 from onnxcomp.cost import Cost
-from onnxcomp.decomposition.menu import Choice, SiteMenu
 from onnxcomp.numeric.allocation import allocate, cheapest
 from onnxcomp.numeric.hull import descent
 

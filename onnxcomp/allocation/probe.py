@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.decomposition.problem import Problem
+from onnxcomp.allocation.problem import Problem
 from onnxcomp.numeric.moments import Moments, predicted_error
 from onnxcomp.numeric.tucker import leading_vectors, relative_error
 

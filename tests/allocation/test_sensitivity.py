@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.scoring import SiteScores, score_sites
+from onnxcomp.allocation.sensitivity import Response, sensitivities
 from onnxcomp.contract import Context
 from onnxcomp.data import open_feeds
-from onnxcomp.decomposition.problem import key_of
-from onnxcomp.decomposition.scoring import SiteScores, score_sites
-from onnxcomp.decomposition.sensitivity import Response, sensitivities
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.passes.lowrank import Lowrank

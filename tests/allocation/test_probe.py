@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxcomp.decomposition.probe import make_probes, probed_weight
-from onnxcomp.decomposition.problem import Problem
+from onnxcomp.allocation.probe import make_probes, probed_weight
+from onnxcomp.allocation.problem import Problem
 from onnxcomp.numeric.moments import Moments
 
 Float = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What a recipe says of single layers to the pass ``decompose``."""
+"""What a recipe says of single layers to a pass that allocates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
+from onnxcomp.allocation.assigned import Assigned
+from onnxcomp.allocation.problem import key_of
 from onnxcomp.contract import Override, Skip
-from onnxcomp.decomposition.assigned import Assigned
-from onnxcomp.decomposition.problem import key_of
 from onnxcomp.errors import OptionError
 from onnxcomp.graph.products import weighted_sites
 
@@ -17,7 +17,7 @@ __all__ = ["layer_options"]
 
 
 def layer_options(
-    model: ir.Model, overrides: Sequence[Override], use: str | None
+    model: ir.Model, overrides: Sequence[Override], use: str | None, owner: str, example: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the form that each layer was given, and why a layer is to be left alone, both by its key.
 
@@ -25,16 +25,18 @@ def layer_options(
         model: The model.
         overrides: The recipe's; the most specific match wins, a glob on the name before the operator type.
         use: The form of all other layers; None leaves them to the allocation.
+        owner: Name of the pass.
+        example: A form that it takes.
     """
     uses: dict[str, str] = {}
     left: dict[str, str] = {}
     for own in overrides:
         unknown = sorted(set(own.options or {}) - {"use"})
         if unknown:
-            raise OptionError(f"decompose: a layer ({own.match}) takes use= and nothing else, not {unknown[0]}")
+            raise OptionError(f"{owner}: a layer ({own.match}) takes use= and nothing else, not {unknown[0]}")
         if own.options and own.options["use"] in (None, "none"):
             raise OptionError(
-                f'decompose: layer {own.match}: use={own.options["use"]} is no form; write use: "spatial(rank=32)", '
+                f'{owner}: layer {own.match}: use={own.options["use"]} is no form; write use: "{example}", '
                 "or null in place of the layer's options to leave it alone"
             )
     for site in weighted_sites(model, Assigned.kinds):

@@ -15,13 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from onnxcomp.allocation.offering import Offering
+from onnxcomp.allocation.probe import Probe, make_probes
+from onnxcomp.allocation.problem import Problem, Setting, problems_of
 from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
 from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
-from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.probe import Probe, make_probes
-from onnxcomp.decomposition.problem import Problem, Setting, problems_of
 from onnxcomp.decomposition.ranking import share
 from onnxcomp.graph.products import rows_of
 from onnxcomp.graph.sites import Site
@@ -59,7 +59,7 @@ class Scored:
         error: Predicted relative squared error of the site's output.
     """
 
-    form: Decomposition
+    form: Offering
     setting: Setting
     cost: Cost
     error: float
@@ -85,7 +85,7 @@ class SiteScores:
 def score_sites(
     model: ir.Model,
     sites: Sequence[Site],
-    forms: Sequence[Decomposition],
+    forms: Sequence[Offering],
     context: Context,
     step: int,
     executor: Executor | None = None,
@@ -124,7 +124,7 @@ def _in_turn(tasks: Iterator[Future[SiteScores]], ahead: int) -> Iterator[SiteSc
 def _tasks(
     model: ir.Model,
     sites: Sequence[Site],
-    forms: Sequence[Decomposition],
+    forms: Sequence[Offering],
     context: Context,
     step: int,
     pool: Executor,
@@ -153,7 +153,7 @@ def _tasks(
         frontier.close()
 
 
-def _score(site: Site, forms: Sequence[Decomposition], gram: PatchGram | None, step: int) -> SiteScores:
+def _score(site: Site, forms: Sequence[Offering], gram: PatchGram | None, step: int) -> SiteScores:
     problems = problems_of(site, gram if gram is not None and gram.varies() else None)
     offers: list[Scored] = []
     refusals: dict[str, str] = {}
@@ -171,16 +171,16 @@ def not_for(site: Site) -> str:
     return f"not for {site.kind}"
 
 
-def _offers(form: Decomposition, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:
+def _offers(form: Offering, site: Site, problems: Sequence[Problem], step: int) -> list[Scored]:
     """The settings of one form that none of its others beats, thinned out."""
     costs = [(setting, form.cost(site, setting)) for setting in _thinned(form.settings(site, step))]
-    costs = [(setting, cost) for setting, cost in costs if share(cost, site.cost) < 1.0]
+    costs = [(setting, cost) for setting, cost in costs if _share(form, cost, site.cost) < 1.0]
     if not costs:
         return []
     score: Callable[[Setting], float] = form.scored(problems)
     errors = np.array([score(setting) for setting, _ in costs], np.float64)
     errors[~np.isfinite(errors) | (errors > _MOST)] = np.inf
-    work = np.array([share(cost, site.cost) for _, cost in costs])
+    work = np.array([_share(form, cost, site.cost) for _, cost in costs])
     front = pareto(work, errors)
     return [Scored(form, *costs[i], float(errors[i])) for i in _spread(front, errors)]
 
@@ -216,8 +216,14 @@ def _worthy(offers: Sequence[Scored]) -> tuple[Scored, ...]:
     """All but those that another one beats in error with far less work."""
 
     def work(offer: Scored) -> int:
-        return offer.cost.parameters if offer.cost.macs is None else offer.cost.macs
+        cost = offer.cost
+        return cost.bytes if offer.form.saves == "bytes" else cost.parameters if cost.macs is None else cost.macs
 
     return tuple(
         own for own in offers if not any(o.error <= own.error and work(o) < _DOMINATED * work(own) for o in offers)
     )
+
+
+def _share(form: Offering, cost: Cost, whole: Cost) -> float:
+    """What a setting takes of what its pass is to save."""
+    return cost.bytes / whole.bytes if form.saves == "bytes" else share(cost, whole)

@@ -1,4 +1,4 @@
-"""The allocator: candidates of every form for every site, one budget, one pick a site."""
+"""The allocator: candidates of every form of a family for every site, one budget, one pick a site."""
 
 from __future__ import annotations
 
@@ -6,47 +6,70 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import onnx_ir as ir
 
+from onnxcomp.allocation.assigned import Assigned, use_of
+from onnxcomp.allocation.deciding import Aim, Decision, decide
+from onnxcomp.allocation.layers import layer_options
+from onnxcomp.allocation.menu import SiteMenu, make_menus
+from onnxcomp.allocation.offering import Fit, Offering
+from onnxcomp.allocation.outcome import frontier_of, offers_of, reasons_of
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.scoring import score_sites
+from onnxcomp.allocation.sensitivity import sensitivities
+from onnxcomp.allocation.targets import Totals
 from onnxcomp.choose import run_site_pass
 from onnxcomp.contract import Context, PassReport, Skip, Value
 from onnxcomp.cost import Cost, model_cost
-from onnxcomp.decomposition.assigned import Assigned, use_of
-from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.deciding import Aim, Decision, decide
-from onnxcomp.decomposition.layers import layer_options
-from onnxcomp.decomposition.menu import SiteMenu, make_menus
-from onnxcomp.decomposition.outcome import frontier_of, offers_of, reasons_of
-from onnxcomp.decomposition.problem import key_of
 from onnxcomp.decomposition.ranking import rank_step
-from onnxcomp.decomposition.scoring import score_sites
-from onnxcomp.decomposition.sensitivity import sensitivities
-from onnxcomp.decomposition.targets import Totals
 from onnxcomp.errors import OptionError, UnknownPassError
 from onnxcomp.graph.fingerprint import model_fingerprint
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
-from onnxcomp.options import replace_options, spec_of
+from onnxcomp.options import spec_of
 from onnxcomp.registry import available, build_pipeline, load_pass
 from onnxcomp.runtime.timing import time_many
 
-__all__ = ["Allocator"]
+__all__ = ["Allocator", "Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The passes that an allocator chooses among.
+
+    Attributes:
+        kind: Their base.
+        noun: What one of them is called.
+        example: One of them, with a setting.
+        assigned: Gives each site what was decided; it bears the name of the pass that allocates.
+    """
+
+    kind: type[Offering]
+    noun: str
+    example: str
+    assigned: type[Assigned]
+
+    @property
+    def owner(self) -> str:
+        """The pass that allocates."""
+        return self.assigned.name
 
 
 @dataclass(frozen=True)
 class Allocator:
-    """Chooses among the decomposition passes.
+    """Chooses among the passes of a family.
 
     Attributes:
+        family: The family.
         names: Names of the passes, with colons, commas or blanks between; None for all that are installed.
         fit: As in the passes.
         relu: As in the passes.
     """
 
+    family: Family
     names: str | None = None
-    fit: Literal["auto", "weights", "data"] = "auto"
+    fit: Fit = "auto"
     relu: bool = False
 
     def run(self, model: ir.Model, aim: Aim, use: str | None, context: Context) -> PassReport:
@@ -54,7 +77,7 @@ class Allocator:
         original = model.clone()
         # Sites that are given back keep their part of the decision: the others would else make up for them.
         everywhere = replace(context, given_back=frozenset())
-        uses, left = layer_options(original, context.overrides, use)
+        uses, left = layer_options(original, context.overrides, use, self.family.owner, self.family.example)
         for text in uses.values():
             self._form(text)  # what cannot be read is refused before anything is scored
         sites = [
@@ -86,7 +109,7 @@ class Allocator:
         """Give each site its form, fitted to what the compressed prefix feeds it; both mappings are by key."""
         forms = {site: self._form(text) for site, text in uses.items()}
         settled = replace(context, replay=None, overrides=())
-        return run_site_pass(Assigned(forms=forms, reasons=reasons, split=_split(model)), model, settled)
+        return run_site_pass(self.family.assigned(forms=forms, reasons=reasons, split=_split(model)), model, settled)
 
     def replay(self, model: ir.Model, choices: Mapping[str, Mapping[str, Value]], context: Context) -> PassReport:
         """Give each site the form that an earlier run has chosen."""
@@ -102,29 +125,29 @@ class Allocator:
                     uses[key_of(site)] = str(use)
         return self.apply(model, uses, left, context)
 
-    def _form(self, text: str) -> Decomposition:
-        passes = build_pipeline(text)
-        if len(passes) != 1 or not isinstance(passes[0], Decomposition):
-            raise OptionError(f"decompose.use: {text!r} is not one decomposition pass, such as spatial(rank=32)")
+    def _form(self, text: str) -> Offering:
+        passes, own = build_pipeline(text), self.family
+        if len(passes) != 1 or not isinstance(passes[0], own.kind):
+            raise OptionError(f"{own.owner}.use: {text!r} is not one {own.noun} pass, such as {own.example}")
         if not passes[0].named:
-            raise OptionError(f"decompose.use: {text!r} names no ranks; write them, as in spatial(rank=32)")
+            raise OptionError(f"{own.owner}.use: {text!r} names no setting; write it, as in {own.example}")
         return passes[0]
 
-    def _forms(self) -> list[Decomposition]:
+    def _forms(self) -> list[Offering]:
         """The passes to choose from, as their defaults are but for the fit."""
         wanted = None if self.names is None else [name for name in re.split(r"[\s:,+]+", self.names) if name]
-        found: list[Decomposition] = []
+        found: list[Offering] = []
         for name in available() if wanted is None else wanted:
             try:
                 kind = load_pass(name)
             except UnknownPassError as error:
-                raise UnknownPassError(f"decompose.forms: {error}") from error
-            if issubclass(kind, Decomposition):
-                made = replace_options(kind(), {"fit": self.fit, "relu": self.relu})
-                assert isinstance(made, Decomposition)
-                found.append(made)
+                raise UnknownPassError(f"{self.family.owner}.forms: {error}") from error
+            if issubclass(kind, self.family.kind):
+                found.append(kind().plain(self.fit, relu=self.relu))
             elif wanted is not None:
-                raise OptionError(f"decompose.forms: {name} is no decomposition; it may not be chosen from")
+                raise OptionError(
+                    f"{self.family.owner}.forms: {name} is no {self.family.noun}; it may not be chosen from"
+                )
         return found
 
     def _saved(self, model: ir.Model, uses: Mapping[str, str]) -> Cost:

@@ -9,14 +9,14 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from onnxcomp.allocation import deciding
+from onnxcomp.allocation.deciding import Aim, Decision, decide
+from onnxcomp.allocation.menu import Choice, SiteMenu
+from onnxcomp.allocation.outcome import frontier_of, reasons_of
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.targets import Totals
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
-from onnxcomp.decomposition import deciding
-from onnxcomp.decomposition.deciding import Aim, Decision, decide
-from onnxcomp.decomposition.menu import Choice, SiteMenu
-from onnxcomp.decomposition.outcome import frontier_of, reasons_of
-from onnxcomp.decomposition.problem import key_of
-from onnxcomp.decomposition.targets import Totals
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 

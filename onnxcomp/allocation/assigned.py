@@ -6,10 +6,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from onnxcomp.allocation.offering import Offering
+from onnxcomp.allocation.problem import key_of
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Candidate, Context, SitePass, Skip
-from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.problem import key_of
 from onnxcomp.graph.sites import Site
 from onnxcomp.options import replace_options, spec_of
 from onnxcomp.registry import build_pipeline
@@ -22,7 +22,7 @@ __all__ = ["Assigned", "use_of"]
 
 @dataclass(frozen=True)
 class Assigned(SitePass):
-    """A pass that gives each site the form decided for it.
+    """A pass that gives each site the form decided for it; a subclass has the name of the pass that decided.
 
     Attributes:
         forms: The pass of a site, with its ranks, by the site's key.
@@ -30,11 +30,10 @@ class Assigned(SitePass):
         split: Names of the sites that an earlier pass has made several nodes of.
     """
 
-    name: ClassVar[str] = "decompose"
     decided: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-    forms: Mapping[str, Decomposition] = field(default_factory=dict[str, Decomposition])
+    forms: Mapping[str, Offering] = field(default_factory=dict[str, Offering])
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
     split: frozenset[str] = frozenset()
 
@@ -62,7 +61,7 @@ class Assigned(SitePass):
         """Let the site's own pass fit."""
         text = str(candidate.choice[use_of(site, self.split)])
         (form,) = build_pipeline(text)
-        assert isinstance(form, Decomposition), "_under() has written it"
+        assert isinstance(form, Offering), "_under() has written it"
         settings = form.asked(site)
         assert settings, "an assigned form names its ranks"
         return self._under(site, form, form.refit(site, replace(candidate, choice=form.choice(settings[0])), gram))
@@ -75,7 +74,7 @@ class Assigned(SitePass):
         """As many as the pass that wants most."""
         return max((form.wants_patches() for form in self.forms.values()), default=0)
 
-    def _under(self, site: Site, form: Decomposition, candidate: Candidate) -> Candidate:
+    def _under(self, site: Site, form: Offering, candidate: Candidate) -> Candidate:
         """The candidate of a pass as one of this one: its choice names the pass, its ranks and its order."""
         choice = {use_of(site, self.split): spec_of(replace_options(form, candidate.choice))}
         return replace(candidate, summary=f"{form.name}: {candidate.summary}", choice=choice)

@@ -9,11 +9,11 @@ from math import exp, isfinite, log
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.allocation.probe import Probe, probed_weight
+from onnxcomp.allocation.problem import key_of, problems_of
+from onnxcomp.allocation.scoring import SiteScores
 from onnxcomp.contract import Context
 from onnxcomp.cost import model_cost
-from onnxcomp.decomposition.probe import Probe, probed_weight
-from onnxcomp.decomposition.problem import key_of, problems_of
-from onnxcomp.decomposition.scoring import SiteScores
 from onnxcomp.graph.edit import Link, replace_by_chain
 from onnxcomp.graph.sites import Site
 from onnxcomp.sensitivity import compare_versions

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnxcomp.allocation.menu import SiteMenu
+from onnxcomp.allocation.targets import Resource, Table, Totals
 from onnxcomp.contract import Context
-from onnxcomp.decomposition.menu import SiteMenu
-from onnxcomp.decomposition.targets import Resource, Table, Totals
 from onnxcomp.graph.edit import replace_by_chain
 from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.pipeline import time_models

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.scoring import Scored, SiteScores
+from onnxcomp.allocation.sensitivity import Response
 from onnxcomp.choose import PAYS
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
-from onnxcomp.decomposition.problem import key_of
-from onnxcomp.decomposition.scoring import Scored, SiteScores
-from onnxcomp.decomposition.sensitivity import Response
 from onnxcomp.graph.sites import Site
 from onnxcomp.options import replace_options, spec_of
 from onnxcomp.runtime.sitebench import SiteTiming, time_chains
@@ -44,7 +44,7 @@ class Choice:
         if self.scored is None:
             return ""
         form = self.scored.form
-        return spec_of(replace_options(type(form)(fit=form.fit, relu=form.relu), form.choice(self.scored.setting)))
+        return spec_of(replace_options(form, form.choice(self.scored.setting)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _menu(own: SiteScores, response: Response, opset: int, context: Context) -> 
         why = ""
         if time is not None and time * PAYS > 1.0:
             why = f"does not pay: {1 / time:.2f}x of the original's speed"
-        elif context.objective == "size" and scored.cost.bytes >= own.site.cost.bytes:
+        elif (context.objective == "size" or scored.form.saves == "bytes") and scored.cost.bytes >= own.site.cost.bytes:
             why = f"no smaller: {own.site.cost.bytes:,} -> {scored.cost.bytes:,} bytes"
         choices.append(Choice(scored, scored.cost, time, scored.error, response(scored.error), why))
     return SiteMenu(own.site, tuple(choices), None if timing is None else timing.site_ms, own.refusals)
@@ -90,6 +90,8 @@ def _menu(own: SiteScores, response: Response, opset: int, context: Context) -> 
 
 def _timing(own: SiteScores, opset: int, context: Context) -> SiteTiming | None:
     if context.objective != "latency" or not context.target.host or not own.offers:
+        return None
+    if all(offer.form.saves == "bytes" for offer in own.offers):
         return None
     chains = [offer.form.blank(own.site, offer.setting) for offer in own.offers]
     return time_chains(own.site, chains, opset, context)

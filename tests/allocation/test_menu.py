@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.menu import SiteMenu, make_menus
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.scoring import score_sites
+from onnxcomp.allocation.sensitivity import Response
 from onnxcomp.contract import Context
-from onnxcomp.decomposition.menu import SiteMenu, make_menus
-from onnxcomp.decomposition.problem import key_of
-from onnxcomp.decomposition.scoring import score_sites
-from onnxcomp.decomposition.sensitivity import Response
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.passes.spatial import Spatial
@@ -67,7 +67,7 @@ def test_only_time_that_pays_is_allowed(menus: Callable[..., list[SiteMenu]], mo
         del opset, context
         return None if site.name == "b" else SiteTiming(2.0, tuple(0.85 + 0.1 * (i % 2) for i in range(len(chains))))
 
-    monkeypatch.setattr("onnxcomp.decomposition.menu.time_chains", timed)
+    monkeypatch.setattr("onnxcomp.allocation.menu.time_chains", timed)
     by_name = {menu.site.name: menu for menu in menus("latency")}
     assert by_name["a"].site_ms == 2.0 and by_name["a"].choices[0].time == 1.0
     for choice in by_name["a"].choices[1:]:
@@ -80,7 +80,7 @@ def test_nothing_is_timed_elsewhere(menus: Callable[..., list[SiteMenu]], monkey
     def timed(*arguments: object) -> SiteTiming:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("onnxcomp.decomposition.menu.time_chains", timed)
+    monkeypatch.setattr("onnxcomp.allocation.menu.time_chains", timed)
     assert menus("macs") and menus("size") and menus("latency", target=load_target("tensorrt"))
 
 

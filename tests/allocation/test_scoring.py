@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.scoring import SiteScores, score_sites
 from onnxcomp.contract import Context
 from onnxcomp.data import open_feeds
 from onnxcomp.decomposition.base import Decomposition
-from onnxcomp.decomposition.scoring import SiteScores, score_sites
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.passes.channel import Channel

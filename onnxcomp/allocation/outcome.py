@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxcomp.allocation.deciding import Decision
+from onnxcomp.allocation.menu import SiteMenu
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.allocation.scoring import not_for
 from onnxcomp.contract import FrontierPoint, Offer
-from onnxcomp.decomposition.deciding import Decision
-from onnxcomp.decomposition.menu import SiteMenu
-from onnxcomp.decomposition.problem import key_of
-from onnxcomp.decomposition.scoring import not_for
 from onnxcomp.numeric.hull import frontier
 
 __all__ = ["frontier_of", "offers_of", "reasons_of"]
