@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
@@ -116,7 +116,7 @@ def _visit(
     smallest = site_pass.saves == "bytes"
     opset = model.opset_imports.get("", 17)
     if site_pass.decided or context.replay is not None:
-        chosen: _Choice | Skip = _Choice(proposals[0], chain_cost(site, proposals[0].chain), None)
+        chosen: _Choice | Skip = _Choice(proposals[0], _cost(site, proposals[0]), None)
     else:
         chosen = _choose(site, proposals, opset, context, smallest=smallest)
     if isinstance(chosen, Skip):
@@ -128,8 +128,20 @@ def _visit(
     if sweep is not None:
         sweep.mark_changed()
     return Change(
-        site.name, candidate.summary, site.cost, chosen.cost, candidate.error, chosen.speedup, candidate.choice
+        site.name,
+        candidate.summary,
+        site.cost,
+        chosen.cost,
+        candidate.error,
+        chosen.speedup,
+        candidate.choice,
+        milder=candidate.milder,
     )
+
+
+def _cost(site: Site, candidate: Candidate) -> Cost:
+    cost = chain_cost(site, candidate.chain)
+    return cost if candidate.bytes is None else replace(cost, bytes=candidate.bytes)
 
 
 def _grams(
@@ -160,7 +172,7 @@ def _grams(
 def _choose(
     site: Site, candidates: Sequence[Candidate], opset: int, context: Context, *, smallest: bool
 ) -> _Choice | Skip:
-    costs = [chain_cost(site, c.chain) for c in candidates]
+    costs = [_cost(site, c) for c in candidates]
     before = site.cost
     if context.objective == "size" or smallest:
         best = min(range(len(costs)), key=lambda i: costs[i].bytes)

@@ -59,12 +59,17 @@ class Candidate:
         chain: The replacement, in order; the first link reads the site's input and the last one writes its output.
         choice: The resolved options that lead back to this very candidate.
         error: Predicted relative squared error of the site's output; None where not predicted.
+        bytes: What its constants will take in the file, where that is not the sum of the links': some are shared with
+            other sites, or get another form when the model is written.
+        milder: All options of this layer with which it would lose less (see `Change.milder`).
     """
 
     summary: str
     chain: tuple[Link, ...]
     choice: Mapping[str, Value] = field(default_factory=dict[str, Value])
     error: float | None = None
+    bytes: int | None = None
+    milder: Mapping[str, Value] = field(default_factory=dict[str, Value])
 
 
 @dataclass(frozen=True, slots=True)
