@@ -18,7 +18,7 @@ from onnxcomp.numeric.leastsquares import cholesky, solve
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.rounding import Order, dequantized, integer_levels, output_error, round_rows
 
-__all__ = ["Effort", "Refit", "best_grid", "grids", "refit"]
+__all__ = ["Effort", "Refit", "best_grid", "grids", "least_squares_target", "refit", "remainder"]
 
 Float = NDArray[np.float64]
 
@@ -97,14 +97,7 @@ def refit(
     Raises:
         ValueError: The moments hold no targets.
     """
-    centred = moments.centred()
-    assert moments.yx is not None and moments.mean_y is not None and moments.yy is not None
-    xx, yx = (centred.xx, centred.yx) if biased else (moments.xx, moments.yx)
-    target, gram = weight, np.eye(len(xx))
-    # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
-    if np.trace(xx) > _CONSTANT * np.trace(moments.xx):
-        ridge = effort.ridge * float(np.trace(xx)) / len(xx)
-        target, gram = solve(cholesky(xx + ridge * gram), (yx + ridge * weight).T).T, xx
+    target, gram = least_squares_target(moments, weight, effort.ridge, biased=biased)
     codes, chosen = best_grid(
         options,
         target,
@@ -122,14 +115,51 @@ def refit(
         gram,
     )
     rounded = dequantized(codes, chosen.astype(np.float32).astype(np.float64))
-    missed = moments.mean_y - rounded @ moments.mean_x
+    bias, error, power = remainder(moments, rounded, biased=biased)
+    return Refit(codes, chosen, bias, error, power)
+
+
+def least_squares_target(moments: Moments, weight: Float, ridge: float, *, biased: bool = True) -> tuple[Float, Float]:
+    """The unconstrained weight that reaches the targets best, and the Gram that says what a distance from it costs.
+
+    Args:
+        moments: With targets.
+        weight: The original weight, [R, d].
+        ridge: Pull towards it, in units of the mean power of an input.
+        biased: Whether the layer has a bias to take the means.
+
+    Returns:
+        m, [R, d], and S, [d, d]; the weight itself and the identity where the inputs never change.
+
+    Raises:
+        ValueError: The moments hold no targets.
+    """
+    centred = moments.centred()
+    assert moments.yx is not None  # centred() has checked it
+    xx, yx = (centred.xx, centred.yx) if biased else (moments.xx, moments.yx)
+    # Inputs that never change: the bias alone counts, and the weight is rounded for inputs that may come.
+    if np.trace(xx) <= _CONSTANT * np.trace(moments.xx):
+        return weight, np.eye(len(xx))
+    pull = ridge * float(np.trace(xx)) / len(xx)
+    damped = xx.copy()
+    damped[np.diag_indices_from(damped)] += pull
+    return solve(cholesky(damped), (yx + pull * weight).T).T, xx
+
+
+def remainder(moments: Moments, weight: Float, *, biased: bool = True) -> tuple[Float, Float, Float]:
+    """The bias that goes with a weight, the squared error that is left of each output, and its variance; [R] each.
+
+    Raises:
+        ValueError: The moments hold no targets.
+    """
+    centred = moments.centred()
+    assert moments.mean_y is not None  # centred() has checked it
+    missed = moments.mean_y - weight @ moments.mean_x
     error = (
-        centred.yy
-        - 2 * np.einsum("rd,rd->r", rounded, centred.yx)
-        + np.einsum("rd,rd->r", rounded @ centred.xx, rounded)
+        centred.yy - 2 * np.einsum("rd,rd->r", weight, centred.yx) + np.einsum("rd,rd->r", weight @ centred.xx, weight)
     )
-    bias = missed if biased else np.zeros(len(rounded))
-    return Refit(codes, chosen, bias, np.maximum(error, 0.0) + (missed - bias) ** 2, centred.yy)
+    bias = missed if biased else np.zeros(len(weight))
+    return bias, np.maximum(error, 0.0) + (missed - bias) ** 2, centred.yy
 
 
 def best_grid(
