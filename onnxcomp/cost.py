@@ -76,6 +76,7 @@ def node_macs(node: ir.Node) -> int | None:
 
 _DECODERS = frozenset(
     {
+        "QuantizeLinear",
         "DequantizeLinear",
         "Cast",
         "Mul",
@@ -85,6 +86,7 @@ _DECODERS = frozenset(
         "Reshape",
         "Gather",
         "MatMul",
+        "Transpose",
         "BitShift",
         "BitwiseAnd",
     }

@@ -12,11 +12,10 @@ from onnxcomp.contract import Change, Sensitivity, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.sites import static_shape
 from onnxcomp.numeric.ranges import Range
-from onnxcomp.quantize.emit import RulesOf, WeightRules
+from onnxcomp.quantize.emit import RulesOf, WeightRules, keeps_float_bias
 from onnxcomp.quantize.parameters import Parameters
 from onnxcomp.quantize.placement import Plan
 from onnxcomp.quantize.weighted import Weighted
-from onnxcomp.targets.target import Scheme
 
 __all__ = ["changes", "measured"]
 
@@ -30,13 +29,17 @@ def changes(
     milder: Callable[[ir.Node], Mapping[str, Value]] = lambda node: {},
     *,
     packed: bool = True,
+    held: Mapping[str, int] | None = None,
 ) -> Iterator[Change]:
     """Yield one Change for each node of the plan; call it before the model is rewritten.
 
     Facts name the tensors that the node reads and writes, and give for each its range (low, high), the method that
     chose it, scale and zero point, all to 6 digits (the model holds them exactly). Of an input with a grid for each
-    channel they give the range and the largest scale of all. `errors` are the predicted ones, `milder` the options of a
-    node with which it would lose less; `packed` says whether weights of fewer than 8 bits are stored as such.
+    channel they give the range and the largest scale of all.
+
+    `errors` are the predicted ones, `milder` the options of a node with which it would lose less; `packed` says whether
+    weights of fewer than 8 bits are stored as such, `held` gives the bytes of those that the file holds in another
+    form, by the weight's name.
     """
     for w in plan.weighted:
         before = _weighted_cost(w)
@@ -44,7 +47,14 @@ def changes(
         assert isinstance(channels, int)
         size = w.weight.const_value.size if w.weight.const_value is not None else 0
         rules = rules_of(w.node)
-        after = _integer_cost(before, size, channels, rules, plan.scheme, packed=packed)
+        codes = _codes(size, rules, packed=packed)
+        # An int32 bias has scales of its own.
+        each = 4 if keeps_float_bias(plan, w.node, rules) else 8
+        after = Cost(before.parameters, before.macs, codes + 4 * channels + each * (before.parameters - size))
+        other_form = (held or {}).get(w.weight.name or "")
+        if other_form is not None:
+            before = replace(before, bytes=before.bytes - 4 * size + other_form)
+            after = replace(after, bytes=after.bytes - codes + other_form)
         facts = _facts(plan, w.node, ranges, parameters)
         facts |= {"weight.bits": rules.bits, "weight.scales": rules.scales, "weight.axis": w.axis}
         summary = f"{w.node.op_type}, {plan.scheme.activation} x int{rules.bits}, {channels} weight scales"
@@ -98,13 +108,9 @@ def _short(fact: Value) -> Value:
     return float(f"{fact:.6g}") if isinstance(fact, float) else fact
 
 
-def _integer_cost(before: Cost, size: int, channels: int, rules: WeightRules, scheme: Scheme, *, packed: bool) -> Cost:
-    """What a weighted node costs whose weight of `size` elements became integers with `channels` scales."""
-    codes = -(-size * (2 if rules.bits == 2 else 4) // 8) if packed and rules.narrow else size
-    # An int32 bias has scales of its own.
-    float_bias = scheme.bias == "float32" or (rules.narrow and scheme.folds_bias)
-    biases = (4 if float_bias else 8) * (before.parameters - size)
-    return Cost(before.parameters, before.macs, codes + 4 * channels + biases)
+def _codes(size: int, rules: WeightRules, *, packed: bool) -> int:
+    """Bytes of the integers of a weight."""
+    return -(-size * (2 if rules.bits == 2 else 4) // 8) if packed and rules.bits <= 4 else size
 
 
 def _weighted_cost(w: Weighted) -> Cost:

@@ -47,7 +47,11 @@ def prepare(model: ir.Model, plan: Plan, context: Context, layers: Layers) -> Pr
     """
     bits = [layers.rules(w.node).bits for w in plan.weighted]
     narrow = [b for b in bits if b <= 4]
-    fitted = {w.node.outputs[0].name for w in plan.weighted if layers.settings(w.node).rounding != "nearest"}
+    fitted = {
+        w.node.outputs[0].name
+        for w in plan.weighted
+        if layers.settings(w.node).rounding != "nearest" and not layers.keeps_codes(w.node)
+    }
     wide = admit(model, min(narrow)) if narrow else None
     notes: tuple[str, ...] = () if wide is None else (f"weights of fewer than 8 bits lie in 8: {wide}",)
     feeds = context.data if context.statistics is None else None
@@ -72,7 +76,8 @@ def _equalized(model: ir.Model, feeds: Feeds | None, context: Context, layers: L
     threads = context.threads
 
     def refuse(node: ir.Node) -> str | None:
-        return layers.refusal(node) or _on_a_grid(node)
+        stored = "its weight is stored in codes, which stay" if layers.keeps_codes(node) else None
+        return layers.refusal(node) or stored or _on_a_grid(node)
 
     lines: tuple[str, ...] = ()
     if whole.absorb and feeds is not None:

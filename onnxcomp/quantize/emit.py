@@ -23,7 +23,7 @@ from onnxcomp.quantize.weighted import Weighted
 from onnxcomp.quantize.weights import QuantizedWeight, WeightScales, bias_floors, quantize_weight
 from onnxcomp.quantize.writer import Writer
 
-__all__ = ["RulesOf", "WeightCache", "WeightRules", "emit", "quantized_weight", "weight_key"]
+__all__ = ["RulesOf", "WeightCache", "WeightRules", "emit", "keeps_float_bias", "quantized_weight", "weight_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,18 @@ class WeightRules:
         bits: 8, or 7 where the processor's int8 products saturate.
         scales: How per-channel scales are chosen.
         corrected: Whether the bias makes up for what rounding the weight does to the mean, where means are given.
+        stored: Whether the file holds the weight in another form (:mod:`onnxcomp.quantize.stored`).
     """
 
     bits: int = 8
     scales: WeightScales = "mse"
     corrected: bool = True
+    stored: bool = False
 
     @property
     def narrow(self) -> bool:
-        """Whether the weight is stored in fewer than 8 bits, so that every byte beside it counts."""
-        return self.bits <= 4
+        """Whether the weight is stored in fewer than 8 bits, or may be, so that every byte beside it counts."""
+        return self.stored or self.bits <= 4
 
 
 RulesOf = Callable[[ir.Node], WeightRules]
@@ -99,12 +101,20 @@ def emit(
         corrected = bias if shift is None else shift + (0 if bias is None else bias)
         if corrected is None and biased and w.node.op_type in ("Conv", "Gemm"):
             corrected = np.zeros(len(weight.scales), np.float32)
-        if plan.scheme.bias == "float32" or (rule.narrow and plan.scheme.folds_bias):
+        if keeps_float_bias(plan, w.node, rule):
             if corrected is not None and (biased or shift is not None):  # one's own: the old one may be shared
                 writer.write_float_bias(w, corrected)
         elif corrected is not None:
             writer.write_bias(w, corrected, scale, weight)
     drop_unused(model.graph, [v for w in plan.weighted for v in (w.weight, w.bias) if v is not None])
+
+
+def keeps_float_bias(plan: Plan, node: ir.Node, rules: WeightRules) -> bool:
+    """Whether the bias of a node stays in float: by the scheme, or because the runtime makes integers of it at load.
+
+    It does so only where the output is rounded too (onnxruntime, weight_bias_quantization.cc).
+    """
+    return plan.scheme.bias == "float32" or (rules.narrow and plan.scheme.folds_bias and node in plan.outputs)
 
 
 def _bias(w: Weighted) -> NDArray[np.float32] | None:

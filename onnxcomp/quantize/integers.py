@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.errors import ModelError
+from onnxcomp.graph.decoding import is_decoded
 
 __all__ = ["Pair", "constant_of", "dequantizers", "integer_values", "is_pair", "quantizers", "stored_type"]
 
@@ -65,7 +66,7 @@ def is_pair(node: ir.Node | None, op_type: str) -> bool:
 def quantizers(model: ir.Model) -> list[ir.Node]:
     """The QuantizeLinear nodes of activations, bodies included: those whose input is not constant."""
     found = (node for node in model.graph.all_nodes() if is_pair(node, "QuantizeLinear"))
-    return [node for node in found if constant_of(node.inputs[0]) is None]
+    return [node for node in found if constant_of(node.inputs[0]) is None and not is_decoded(node.inputs[0])]
 
 
 def dequantizers(model: ir.Model) -> list[ir.Node]:

@@ -54,12 +54,14 @@ class Layers:
         configure: The same with a layer's own options.
         context: Where the user's exclusions and the recipe's layers are.
         synthetic: Whether the calibration data are made up.
+        stored: Names of the weights that the file holds in another form; their codes are not to be changed.
     """
 
     whole: Settings
     configure: Configure
     context: Context
     synthetic: bool = True
+    stored: frozenset[str] = frozenset()
 
     def refusal(self, node: ir.Node) -> str | None:
         """Why the user or the recipe leaves a node alone; None where they do not."""
@@ -78,8 +80,15 @@ class Layers:
         """
         own = self.settings(node)
         correct = not self.synthetic if own.bias_correction == "auto" else own.bias_correction == "on"
-        bits = min(own.weight_bits, 7) if self._seven(own) else own.weight_bits
-        return WeightRules(bits, own.weights, correct)
+        stored = self.keeps_codes(node)
+        wanted = 8 if stored else own.weight_bits
+        bits = min(wanted, 7) if self._seven(own) else wanted
+        return WeightRules(bits, own.weights, correct, stored)
+
+    def keeps_codes(self, node: ir.Node) -> bool:
+        """Whether the file holds the weight of a node in a form that stays."""
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        return weight is not None and weight.name in self.stored
 
     @property
     def overridden(self) -> bool:
@@ -94,11 +103,13 @@ class Layers:
 
     def milder(self, node: ir.Node) -> Mapping[str, Value]:
         """The options with which a node would keep weights of 8 bits; empty where it does."""
-        bits = self.settings(node).weight_bits
+        bits = 8 if self.keeps_codes(node) else self.settings(node).weight_bits
         return {**(self._options(node) or {}), "weight_bits": 8} if bits < 8 else {}
 
     def rounds_by_gram(self, node: ir.Node) -> bool:
         """Whether the weight of a node is rounded by its Gram; ``auto``: where there are real data."""
+        if self.keeps_codes(node):
+            return False
         rounding = self.settings(node).rounding
         return not self.synthetic if rounding == "auto" else rounding == "gram"
 

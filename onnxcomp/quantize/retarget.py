@@ -31,6 +31,7 @@ from onnxcomp.quantize.observe import observable
 from onnxcomp.quantize.parameters import parameters_for
 from onnxcomp.quantize.placement import place
 from onnxcomp.quantize.plan import Plan
+from onnxcomp.quantize.stored import write_out
 from onnxcomp.quantize.strip import Stripped, strip
 from onnxcomp.quantize.watch import watched
 from onnxcomp.targets.target import Scheme, Target, load_target, target_names
@@ -157,6 +158,7 @@ def _flipped(model: ir.Model, source: Target, aim: Target, scheme: Scheme) -> Re
 def _placed_anew(model: ir.Model, source: Target, aim: Target, statistics: Statistics | None) -> Retargeted:
     scheme = aim.scheme
     assert source.scheme is not None and scheme is not None, "checked by retarget"
+    write_out(model, scheme)
     stripped = strip(model, own=TARGET in model.metadata_props)
     found = stripped.model
     left_float = _left_float(stripped, source.scheme)

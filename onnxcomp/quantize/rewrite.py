@@ -34,6 +34,7 @@ from onnxcomp.quantize.parameters import Parameters, as_run_here, parameters_for
 from onnxcomp.quantize.placement import Plan, place
 from onnxcomp.quantize.predict import predicted_errors
 from onnxcomp.quantize.sensitivity import sensitivities
+from onnxcomp.quantize.stored import quantize_stored, restore, stand_in
 from onnxcomp.quantize.trial import output_errors
 from onnxcomp.quantize.weighted import already_quantized
 from onnxcomp.quantize.weights import QuantizedWeight
@@ -60,10 +61,14 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
         DataError: There are no data, or they do not fit.
     """
     identity = model_fingerprint(model)
-    placement = Placement(model, _scheme(context), layers.refusal)
+    scheme = _scheme(context)
+    stored = {} if already_quantized(model) else stand_in(model, scheme, layers.refusal)
+    layers = replace(layers, stored=frozenset(stored))
+    placement = Placement(model, scheme, layers.refusal)
     plan = placement.of(model)
     skips = (*plan.skips, *placement.undone(plan))
     if not plan.weighted:
+        restore(model, stored, (), "int8")
         return PassReport(skips=skips, notes=("nothing to quantize",))
     ready = prepare(model, plan, context, layers)
     plan = placement.of(model)
@@ -75,7 +80,7 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     given = given_by(overrides_of(layers), plan, layers.rules)
     spread = spread_ranges(ready.spreads)
     tried = [given.ranges(plan, ranges) | spread for ranges in _tried(model, plan, observed, layers, spread)]
-    known: WeightCache = dict(given.weights)
+    known: WeightCache = _stored_weights(plan, layers) | given.weights
     ranges = tried[0]
     if len(tried) > 1 and observed.feeds is not None:
         ranges = tried[_closest(model, placement, observed.feeds, tried, layers, means, known, given)]
@@ -90,23 +95,27 @@ def quantize(model: ir.Model, context: Context, layers: Layers) -> PassReport:
     )
     original = model.clone() if layers.measured else None
     packed = ready.wide is None
-    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder, packed=packed))
+    held = {name: one.bytes for name, one in stored.items()}
+    changed = tuple(changes(plan, ranges, parameters, layers.rules, errors, layers.milder, packed=packed, held=held))
     pair = None if observed.feeds is None else twins_of(model, plan, layers, given)
     told = _notes(plan, observed, layers, means if pair is None else {}, undecided=len(tried) > 1)
     notes = (*observed.notes, *ready.notes, *given.notes, *told)
-    bits = [(w.node, layers.rules(w.node).bits) for w in plan.weighted]
+    rules = [layers.rules(w.node) for w in plan.weighted]  # while the nodes read their weights
     emit(model, plan, as_run_here(plan.scheme, parameters), layers.rules, means, known=known, biased=pair is not None)
     if observed.feeds is not None:
         refined(pair, observed.feeds, context, layers)
     sensitivity: tuple[Sensitivity, ...] = ()
     if original is not None and observed.feeds is not None:
-        sensitivity = _sensitivity(original, placement, plan, parameters, layers, means, observed.feeds, identity)
+        sensitivity = _sensitivity(
+            original, placement, plan, parameters, layers, rules, means, observed.feeds, identity
+        )
         changed = measured(changed, sensitivity, plan)
     merge(model, ready.spreads)
     if plan.scheme.activation == "int8":
         flip(model, "int8")  # weights were rounded on what this machine computes with uint8: the same numbers
     if packed:
-        narrow_weights(model, bits)
+        narrow_weights(model, [(w.node, rule.bits) for w, rule in zip(plan.weighted, rules, strict=True)])
+    restore(model, stored, plan.weighted, "int8")
     carry(model, _carried(plan, observed, ranges, layers), context.target.name)
     return PassReport(changed, skips, notes, sensitivity)
 
@@ -117,6 +126,7 @@ def _sensitivity(
     plan: Plan,
     parameters: Mapping[str, Parameters],
     layers: Layers,
+    rules: Sequence[WeightRules],
     means: Means,
     feeds: Feeds,
     identity: str,
@@ -127,9 +137,9 @@ def _sensitivity(
     """
     context = layers.context
     known: WeightCache = {}
-    for w in plan.weighted:
+    for w, rule in zip(plan.weighted, rules, strict=True):
         own = read_weight(w.node)
-        known[weight_key(w, layers.rules(w.node))] = QuantizedWeight(own.values, own.scales, w.axis)
+        known[weight_key(w, rule)] = QuantizedWeight(own.values, own.scales, w.axis)
 
     def measure() -> tuple[Sensitivity, ...]:
         return sensitivities(
@@ -144,6 +154,16 @@ def _sensitivity(
     return context.memo.once(("sensitivity", identity), measure)
 
 
+def _stored_weights(plan: Plan, layers: Layers) -> WeightCache:
+    """The integers of the weights that stay in another form."""
+    found: WeightCache = {}
+    for w in plan.weighted:
+        rules, content = layers.rules(w.node), w.weight.const_value
+        if rules.stored and content is not None:
+            found[weight_key(w, rules)] = quantize_stored(content.numpy(), w.axis, rules.bits)
+    return found
+
+
 def _carried(plan: Plan, observed: Observed, ranges: Mapping[str, Range], layers: Layers) -> dict[str, CarriedRange]:
     """What other targets need to know; tensors that only they quantize get the rule that most of the others have."""
     usual = Counter(chosen.method for chosen in ranges.values()).most_common(1)[0][0]
@@ -156,13 +176,14 @@ def rehearse(model: ir.Model, context: Context, layers: Layers) -> ir.Model:
     """Return a quantized copy with made-up ranges; of a model that is quantized already, the model itself."""
     if already_quantized(model):
         return model
-    copy = model.clone()
+    copy, scheme = model.clone(), _scheme(context)
+    stand_in(copy, scheme, layers.refusal)
 
     def quick(node: ir.Node) -> WeightRules:
         # The best scale takes a search, and no kernel is faster for other integers.
         return replace(layers.rules(node), scales="minmax")
 
-    emit_made_up(copy, place(copy, _scheme(context), layers.refusal), quick)
+    emit_made_up(copy, place(copy, scheme, layers.refusal), quick)
     return copy
 
 

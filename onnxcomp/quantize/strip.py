@@ -22,6 +22,7 @@ from onnxcomp.graph.fold.dead import drop_dead
 from onnxcomp.graph.sites import is_default_domain, static_shape
 from onnxcomp.quantize.inputs import Spread
 from onnxcomp.quantize.integers import Pair, constant_of, dequantizers, integer_values, is_pair, quantizers, stored_type
+from onnxcomp.quantize.stored import write_out
 from onnxcomp.quantize.weighted import WEIGHTED, Weighted
 from onnxcomp.quantize.weights import QuantizedWeight
 
@@ -87,6 +88,7 @@ def strip(model: ir.Model, *, own: bool) -> Stripped:
     """
     copy = model.clone()
     lift_constants(copy)
+    write_out(copy)
     constants = [node for node in dequantizers(copy) if _constant_codes(node) is not None and _beside_integers(node)]
     codes: dict[str, Codes] = {}
     taken = names_of(copy.graph)
@@ -247,6 +249,7 @@ def _bypass(graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:
         identity.outputs[0].type, identity.outputs[0].shape = result.type, result.shape
         source = identity.outputs[0]
     source.name = name
+    source.type, source.shape = result.type, result.shape
     source.doc_string = result.doc_string
     source.metadata_props.update(result.metadata_props)
     for index, value in enumerate(graph.outputs):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.contract import Skip
+from onnxcomp.graph.decoding import is_decoded
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.foreign import foreign_reason, is_quantized
 from onnxcomp.graph.sites import is_default_domain
@@ -95,18 +96,7 @@ def _unfit(what: str, value: ir.Value) -> str | None:
 
 def _is_constant(value: ir.Value) -> bool:
     """Whether a value depends on initializers alone."""
-    if value.is_initializer():
-        return True
-    waiting, seen = [value], {value}
-    while waiting:
-        current = waiting.pop()
-        producer = current.producer()
-        if producer is None and not current.is_initializer():
-            return False
-        new = {v for v in (producer.inputs if producer is not None else ()) if v is not None} - seen
-        seen |= new
-        waiting.extend(new)
-    return True
+    return value.is_initializer() or is_decoded(value)
 
 
 def _channel_axis(node: ir.Node, weight: ir.Value, scheme: Scheme) -> int | str:

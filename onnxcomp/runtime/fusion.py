@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxcomp.graph.decoding import is_decoded
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.sites import is_default_domain
 from onnxcomp.runtime.qdq import is_quantized_kernel, reason_for_float, touches_pairs
@@ -92,6 +93,8 @@ def _fate(node: ir.Node, kernels: _Kernels, number: dict[ir.Node, int]) -> NodeF
 
 
 def _is_watched(node: ir.Node) -> bool:
+    if node.outputs and is_decoded(node.outputs[0]):
+        return False  # it runs once, when the model is loaded
     if is_default_domain(node, *_WEIGHTED) or is_quantized_kernel(node):
         return True
     return node.op_type not in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") and touches_pairs(node)
