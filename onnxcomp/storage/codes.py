@@ -1,0 +1,86 @@
+"""Numbers of few bits as initializers, and the links that turn them back when a model is loaded.
+
+Numbers of 2, 4 and 8 bits have types of ONNX; others are stored as planes of single bits, eight in a byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcomp.cost import Cost
+from onnxcomp.graph.chain import chain_cost
+from onnxcomp.graph.edit import Link
+from onnxcomp.graph.sites import Site
+from onnxcomp.quantize.forms import packed_size
+from onnxcomp.quantize.layout import Layout, is_product
+from onnxcomp.quantize.storage import narrow
+
+__all__ = ["index_links", "numbers_link", "operator_links", "storage_cost", "stored_bits"]
+
+Index = NDArray[np.intp]
+_FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
+
+
+def stored_bits(bits: int, count: int) -> int:
+    """The bits that each of `count` numbers of `bits` bits takes: planes of bits are for multiples of 8."""
+    if bits in (2, 4, 8) or count % 8 == 0:
+        return bits
+    return 2 if bits == 1 else 4 if bits == 3 else 8
+
+
+def index_links(role: str, index: Index, bits: int) -> list[Link]:
+    """Links from stored indices to an int32 tensor of their shape; the last one has the role asked for."""
+    stored = stored_bits(bits, index.size)
+    if stored in (2, 4, 8):
+        return [Link(role, "Cast", (narrow(index, stored, signed=False),), {"to": _INT32}, None)]
+    flat = index.reshape(-1)
+    planes = [np.packbits((flat >> k & 1).astype(np.uint8), bitorder="little") for k in range(bits)]
+    worth = (2.0 ** np.arange(bits)).astype(np.float32)[:, None]
+    shifts = np.arange(8, dtype=np.uint8)[:, None]
+    return [
+        Link(f"{role}.shifted", "BitShift", (np.stack(planes, axis=1)[:, None], shifts), {"direction": "RIGHT"}, None),
+        Link(f"{role}.bits", "BitwiseAnd", (np.array(1, np.uint8),), {}, (f"{role}.shifted",)),
+        Link(f"{role}.floats", "Cast", (), {"to": _FLOAT}, (f"{role}.bits",)),
+        Link(f"{role}.sums", "MatMul", (worth,), {}, (f"{role}.floats",)),
+        Link(f"{role}.flat", "Cast", (), {"to": _INT32}, (f"{role}.sums",)),
+        Link(role, "Reshape", (np.array(index.shape, np.int64),), {}, (f"{role}.flat",)),
+    ]
+
+
+def numbers_link(role: str, numbers: NDArray[np.generic]) -> Link:
+    """A link from a stored tensor (int8, int4, float16 ...) to the same in float32."""
+    return Link(role, "Cast", (numbers,), {"to": _FLOAT}, None)
+
+
+def operator_links(layout: Layout, weight: str, bias: NDArray[np.float32] | None, *, rows: bool) -> list[Link]:
+    """Links from a decoded weight to the site's own operator.
+
+    Args:
+        layout: Of the site.
+        weight: Role of the link that gives the weight.
+        bias: (Co,), or None.
+        rows: Whether that link gives rows, (Co, ..., v), in place of the layout's stored shape.
+    """
+    site = layout.site
+    links: list[Link] = []
+    if rows:
+        shape = site.weight.shape[:2] if is_product(site) else site.weight.shape
+        links.append(Link("shaped", "Reshape", (np.array(shape, np.int64),), {}, (weight,)))
+        if is_product(site):
+            links.append(Link("turned", "Transpose", (), {"perm": (1, 0)}, ("shaped",)))
+    elif layout.stored_shape != layout.weight_shape:
+        links.append(Link("shaped", "Reshape", (np.array(layout.weight_shape, np.int64),), {}, (weight,)))
+    attributes = {} if is_product(site) else site.geometry.attributes()
+    tail = () if bias is None else (bias.astype(np.float32),)
+    source = links[-1].role if links else weight
+    return [*links, Link(site.kind.lower(), site.kind, tail, attributes, ("", source))]
+
+
+def storage_cost(site: Site, chain: list[Link]) -> Cost:
+    """Cost of a chain that stores a weight; its bytes count what the chain takes beside its constants, too."""
+    constants = (site.weight,) if site.bias is None else (site.weight, site.bias)
+    beside = packed_size([Link("plain", site.kind, constants)]) - site.cost.bytes
+    cost = chain_cost(site, chain)
+    return Cost(cost.parameters, cost.macs, packed_size(chain) - beside)
