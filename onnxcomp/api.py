@@ -21,6 +21,7 @@ from onnxcomp.calibration.statsfile import Statistics, load_statistics
 from onnxcomp.contract import Context, Objective, Override, Pass, PassReport, SitePass
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Preprocess
+from onnxcomp.delivery import deliveries
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import Quality, evaluate
 from onnxcomp.globs import idle_globs
@@ -198,7 +199,23 @@ def optimize(
     _stamp(outcome.model, report)
     lean(outcome.model)
     written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))
-    return Result(outcome.model, replace(report, after=written))
+    report = replace(report, after=written)
+    if any(p.saves == "bytes" and s.kept and s.report.changes for p, s in zip(chosen, outcome.steps, strict=True)):
+        report = _delivered(intake.model, outcome.model, report, threads, timed=aim.host and replay is None)
+    return Result(outcome.model, report)
+
+
+def _delivered(
+    before: ir.Model, after: ir.Model, report: PipelineReport, threads: int, *, timed: bool
+) -> PipelineReport:
+    """The report with what both models take to deliver."""
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
+        old, new = deliveries((before, after), Path(folder), threads=threads, timed=timed)
+    return replace(
+        report,
+        before=replace(report.before, transfer=old.transfer, load_ms=old.load_ms),
+        after=replace(report.after, transfer=new.transfer, load_ms=new.load_ms),
+    )
 
 
 def _check_statistics(statistics: Statistics, start: ir.Model, source: str) -> None:

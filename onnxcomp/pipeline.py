@@ -66,12 +66,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model before or after: static cost, bytes of the file with its external data, node count, accuracy."""
+    """The model before or after.
+
+    Attributes:
+        cost: Its static cost.
+        bytes: Of the file with its external data.
+        nodes: Their number.
+        quality: Its accuracy; None where nothing was measured.
+        transfer: Bytes of the file, deflated; None where no pass that saves bytes was kept.
+        load_ms: Time to load it, milliseconds; None where that was not timed.
+    """
 
     cost: Cost
     bytes: int
     nodes: int
     quality: Quality | None = None
+    transfer: int | None = None
+    load_ms: float | None = None
 
 
 @dataclass(frozen=True)

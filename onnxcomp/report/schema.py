@@ -6,8 +6,9 @@
     headline              the first thing to know, in words: what happened to accuracy
     data, synthetic       what calibrated the run; true where no real data was used
     recipe                the resolved recipe and the choices of every site; ``--recipe report.json`` replays it
-    before, after         bytes (file and external data), nodes, parameters, macs or null, weight_bytes, quality or null
-      quality             samples, top1, top5, agreement (fractions or null), sqnr (dB by output), cosine (by output)
+    before, after         bytes (file and external data), nodes, parameters, macs or null, weight_bytes, quality;
+                          transfer (bytes once deflated), load_ms: null where no pass that saves bytes was kept
+      quality             null, or samples, top1, top5, agreement (fractions or null), sqnr (dB by output), cosine (by output)
     speedup               ratio, low, high (95 % interval), base_ms, other_ms, rounds; null where nothing was timed
     folded                what canonicalisation changed
     steps                 spec, kept, why, seconds, speedup, before, after, notes,
@@ -113,6 +114,8 @@ def _snapshot(snapshot: Snapshot) -> Document:
         "parameters": snapshot.cost.parameters,
         "macs": snapshot.cost.macs,
         "weight_bytes": snapshot.cost.bytes,
+        "transfer": snapshot.transfer,
+        "load_ms": plain(snapshot.load_ms),
         "quality": plain(snapshot.quality),
     }
 

@@ -59,6 +59,7 @@ def _comparison(document: Document) -> Table:
     before, after = document["before"], document["after"]
     rows = [
         ("file size", size(before["bytes"]), size(after["bytes"]), ratio(before["bytes"], after["bytes"])),
+        *_delivery(before, after),
         _counted("parameters", before["parameters"], after["parameters"]),
         _counted("MACs", before["macs"], after["macs"]),
         ("nodes", count(before["nodes"]), count(after["nodes"]), ""),  # more of them is no loss, fewer no gain
@@ -66,6 +67,18 @@ def _comparison(document: Document) -> Table:
         *_quality(before["quality"], after["quality"]),
     ]
     return Table("Before and after", ("", "before", "after", "gain"), tuple(rows), frozenset({1, 2, 3}))
+
+
+def _delivery(before: Document, after: Document) -> list[tuple[str, ...]]:
+    """What travels and how long it takes to load; no row where that was not looked at."""
+    rows: list[tuple[str, ...]] = []
+    if before["transfer"] is not None and after["transfer"] is not None:
+        pair = before["transfer"], after["transfer"]
+        rows.append(("zipped", size(pair[0]), size(pair[1]), ratio(*pair)))
+    if before["load_ms"] is not None and after["load_ms"] is not None:
+        times = before["load_ms"], after["load_ms"]
+        rows.append(("load time", f"{times[0]:.3g} ms", f"{times[1]:.3g} ms", ratio(*times)))
+    return rows
 
 
 def _counted(name: str, before: int | None, after: int | None) -> tuple[str, ...]:
