@@ -30,7 +30,7 @@ from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.legality.verdict import judge
 from onnxcomp.options import spec_of
 from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, lowest_speed, time_models
-from onnxcomp.quantize.storage import lean
+from onnxcomp.quantize.lean import lean
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
@@ -196,7 +196,7 @@ def optimize(
         ),
         failures=(*outcome.failures, *verdict.failures),
     )
-    _stamp(outcome.model, report)
+    _stamp(outcome.model, report, plan)
     lean(outcome.model)
     written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))
     report = replace(report, after=written)
@@ -313,7 +313,7 @@ def _recipe(plan: Plan, reliefs: Sequence[Relief], **fields: object) -> dict[str
     return {"passes": [spec_of(p) for p in plan.passes], **recipe}
 
 
-def _stamp(model: ir.Model, report: PipelineReport) -> None:
+def _stamp(model: ir.Model, report: PipelineReport, plan: Plan) -> None:
     """Write the recipe with its resolved choices into the model's metadata, so that the file says how it was made.
 
     Paths of data stay out: they mean nothing where the model goes. A run that changed nothing leaves the recipe of an
@@ -326,4 +326,18 @@ def _stamp(model: ir.Model, report: PipelineReport) -> None:
         model.metadata_props[EARLIER] = earlier
     recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval", "stats")}
     model.metadata_props[VERSION] = report.version
-    model.metadata_props[RECIPE] = json.dumps({**recipe, "choices": report.choices}, sort_keys=True)
+    model.metadata_props[RECIPE] = json.dumps(
+        {**recipe, "choices": _brief(report.choices, plan)}, sort_keys=True, separators=(",", ":")
+    )
+
+
+def _brief(choices: Sequence[Choices], plan: Plan) -> list[dict[str, dict[str, object]]]:
+    """The choices without what the pass itself says; where a recipe has options for layers, all of it."""
+    overrides = plan.overrides or ((),) * len(plan.passes)
+    return [
+        {
+            site: {k: v for k, v in choice.items() if own or not hasattr(item, k) or getattr(item, k) != v}
+            for site, choice in sites.items()
+        }
+        for item, own, sites in zip(plan.passes, overrides, choices, strict=True)
+    ]

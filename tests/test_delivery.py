@@ -39,7 +39,7 @@ def test_the_file_is_what_the_report_says(passes: str, net: ir.Model, tmp_path: 
     assert (tmp_path / "m.onnx").stat().st_size == after.bytes
     assert after.transfer == len(zlib.compress((tmp_path / "m.onnx").read_bytes(), 6))
     assert before.load_ms is not None and after.load_ms is not None and min(before.load_ms, after.load_ms) > 0
-    assert before.transfer is not None and before.transfer > after.transfer
+    assert before.transfer is not None and after.transfer is not None and before.transfer > after.transfer
     rows = {row[0]: row for row in view(report_document(result.report), full=False).tables[0].rows}
     assert rows["zipped"][3] == f"{before.transfer / after.transfer:.2f}x" and rows["load time"][1].endswith(" ms")
 

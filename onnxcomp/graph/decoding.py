@@ -8,12 +8,29 @@ import onnx_ir as ir
 
 __all__ = ["decoded_bytes", "decoders", "is_decoded"]
 
+# What computes on activations and never on constants alone, which are folded: the way back to an input ends there.
+_LAYERS = frozenset(
+    {
+        *("Conv", "ConvTranspose", "Gemm", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
+        *("BatchNormalization", "LayerNormalization", "Softmax", "Sigmoid", "Erf", "LSTM", "GRU", "Resize"),
+    }
+)
+
 
 def is_decoded(value: ir.Value | None) -> bool:
     """Whether nodes compute a value from initializers alone, none of which an input of the model can override."""
     if value is None or value.producer() is None:
         return False
-    return all(_is_fixed(source) for source in _sources([value]))
+    waiting, seen = [value], {value}
+    while waiting:
+        current = waiting.pop()
+        if not _is_fixed(current):
+            return False
+        producer = current.producer()
+        new = {v for v in (producer.inputs if producer is not None else ()) if v is not None} - seen
+        seen |= new
+        waiting.extend(new)
+    return True
 
 
 def decoders(model: ir.Model, values: Iterable[ir.Value]) -> list[ir.Node]:
@@ -46,4 +63,6 @@ def _is_fixed(value: ir.Value) -> bool:
     producer = value.producer()
     if producer is None:
         return value.is_initializer() and not value.is_graph_input()
+    if producer.op_type in _LAYERS:
+        return False
     return producer.op_type == "Constant" or any(v is not None for v in producer.inputs)

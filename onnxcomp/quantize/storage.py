@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.graph.fold.opset import raise_opset
 
-__all__ = ["admit", "lean", "narrow"]
+__all__ = ["admit", "narrow"]
 
 _TYPES: Mapping[tuple[int, bool], Any] = {
     (8, True): np.int8,
@@ -69,17 +69,3 @@ def admit(model: ir.Model, bits: int) -> str | None:
     if reason is None:
         model.ir_version = max(model.ir_version, ir_version)
     return reason
-
-
-def lean(model: ir.Model) -> None:
-    """Forget the shapes of inner values where weights have fewer than 8 bits, in place: there, every byte counts.
-
-    Types and shapes of the model's inputs and outputs stay; whoever reads the file infers the others again.
-    """
-    narrow_types = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
-    if not any(value.dtype in narrow_types for value in model.graph.initializers.values()):
-        return
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.type = value.shape = None

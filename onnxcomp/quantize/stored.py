@@ -149,6 +149,7 @@ def restore(model: ir.Model, stored: Mapping[str, Stored], weighted: Sequence[We
         made.name = unique_name(model.graph, f"{decoded.name}.Q", taken)
         made.outputs[0].name = unique_name(model.graph, f"{decoded.name}.q", taken)
         made.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+        pair.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         made.outputs[0].shape = pair.outputs[0].shape = w.weight.shape
         made.metadata_props.update({ORIGIN: w.site, PASS: pass_name})
         model.graph.insert_before(pair, [made])

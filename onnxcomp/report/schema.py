@@ -8,7 +8,7 @@
     recipe                the resolved recipe and the choices of every site; ``--recipe report.json`` replays it
     before, after         bytes (file and external data), nodes, parameters, macs or null, weight_bytes, quality;
                           transfer (bytes once deflated), load_ms: null where no pass that saves bytes was kept
-      quality             null, or samples, top1, top5, agreement (fractions or null), sqnr (dB by output), cosine (by output)
+      quality             null, or samples, top1, top5, agreement (or null), sqnr (dB by output), cosine (by output)
     speedup               ratio, low, high (95 % interval), base_ms, other_ms, rounds; null where nothing was timed
     folded                what canonicalisation changed
     steps                 spec, kept, why, seconds, speedup, before, after, notes,

@@ -17,7 +17,9 @@ from onnxcomp.api import Result
 from onnxcomp.contract import Override
 from onnxcomp.cost import model_cost
 from onnxcomp.graph.decoding import decoded_bytes, is_decoded
+from onnxcomp.graph.edit import origin_of
 from onnxcomp.legality.checker import check_model
+from onnxcomp.quantize.constants import dequantizer
 from onnxcomp.quantize.retarget import retarget
 from onnxcomp.quantize.stored import evaluate_decoded, quantize_stored
 from onnxcomp.runtime.fusion import fusion_proof
@@ -74,7 +76,7 @@ def weights(model: ir.Model) -> dict[str, NDArray[np.float32]]:
                 value = p.inputs[0]
             assert value is not None
             if is_decoded(value):
-                found[node.metadata_props["onnxcomp.origin"]] = value
+                found[origin_of(node)] = value
     return dict(zip(found, evaluate_decoded(model, list(found.values())), strict=True))
 
 
@@ -120,11 +122,8 @@ def test_zeros_stay_zero(net: ir.Model) -> None:
         np.where(np.arange(36864).reshape(64, 64, 3, 3) % 3, 0.0, 0.1).astype(np.float32), name="v"
     )
     both = compressed(net, "int4(rounding=nearest),int8")
-    pair = next(
-        n
-        for n in both.model.graph
-        if n.op_type == "QuantizeLinear" and is_decoded(n.inputs[0]) and n.metadata_props["onnxcomp.origin"] == "second"
-    )
+    second = next(n for n in both.model.graph if n.op_type == "Conv" and origin_of(n) == "second")
+    pair = dequantizer(second, 1)
     scale = pair.inputs[1]
     assert scale is not None and scale.const_value is not None
     codes = np.round(weights(both.model)["second"] / scale.const_value.numpy().reshape(-1, 1, 1, 1))
@@ -160,9 +159,7 @@ def test_retargeting_keeps_the_numbers(target: str, net: ir.Model) -> None:
 
 def test_what_a_decoded_value_takes(net: ir.Model) -> None:
     alone = compressed(net, "int4(rounding=nearest)")
-    second = next(
-        n for n in alone.model.graph if n.metadata_props.get("onnxcomp.origin") == "second" and n.op_type == "Conv"
-    )
+    second = next(n for n in alone.model.graph if origin_of(n) == "second" and n.op_type == "Conv")
     value = second.inputs[1]
     assert value is not None and decoded_bytes(value) == 64 * 64 * 9 // 2 + 4 * 64
     assert not is_decoded(second.inputs[0]) and not is_decoded(None) and not is_decoded(second.inputs[2])
