@@ -29,7 +29,7 @@ from onnxcomp.graph.fold import Log, canonicalise
 from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.legality.verdict import judge
 from onnxcomp.options import spec_of
-from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, lowest_speed, time_models
+from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, in_vain, lowest_speed, time_models
 from onnxcomp.quantize.lean import lean
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
@@ -191,6 +191,7 @@ def optimize(
             *log.remarks,
             *_dataless(chosen, intake, statistics),
             *idle_globs(intake.model, exclude, overrides),
+            *in_vain(outcome.steps),
             *warnings,
             *verdict.warnings,
         ),

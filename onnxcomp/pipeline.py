@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from onnxcomp.contract import Change, Context, Override, Pass, PassReport, Value
 from onnxcomp.cost import Cost, model_cost
 from onnxcomp.errors import InputError, PassError
 from onnxcomp.evaluate import Quality
+from onnxcomp.graph.earlier import earlier_maker
 from onnxcomp.modelio import serialized_bytes
 from onnxcomp.options import spec_of
 from onnxcomp.runtime.fusion import NodeFate
@@ -25,6 +27,7 @@ __all__ = [
     "Progress",
     "Snapshot",
     "Step",
+    "in_vain",
     "lowest_speed",
     "run_passes",
     "time_models",
@@ -121,6 +124,25 @@ class PipelineReport:
     def choices(self) -> tuple[Choices, ...]:
         """For each step, the resolved options of every site it rewrote; with the recipe they replay the run."""
         return tuple(_choices(step.report.changes if step.kept else ()) for step in self.steps)
+
+
+def in_vain(steps: Sequence[Step]) -> Iterator[str]:
+    """Say of each pass that found nothing to do because of an earlier one where it should stand."""
+    for index, step in enumerate(steps):
+        earlier = {_name(other) for other in steps[:index] if other.kept and other.report.changes} - {_name(step)}
+        makers = [earlier_maker(skip.reason) for skip in step.report.skips]
+        counts = Counter(maker for maker in makers if maker in earlier)
+        if step.report.changes or not counts:
+            continue
+        maker, number = counts.most_common(1)[0]
+        yield (
+            f"{_name(step)} found nothing to do: {maker} before it has stored or quantized {number} of the"
+            f" {len(makers)} layers it looks at; write {_name(step)} before {maker}"
+        )
+
+
+def _name(step: Step) -> str:
+    return step.spec.split("(", 1)[0]
 
 
 def _choices(changes: Sequence[Change]) -> Choices:

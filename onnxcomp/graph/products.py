@@ -11,6 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.contract import Skip
+from onnxcomp.graph.decoding import is_decoded
+from onnxcomp.graph.earlier import earlier_reason
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.foreign import foreign_reason
 from onnxcomp.graph.geometry import Geometry
@@ -38,6 +40,8 @@ def weighted_sites(model: ir.Model, kinds: tuple[str, ...]) -> Iterator[Site | S
     kinds (:mod:`onnxcomp.graph.foreign`). A MatMul of two activations is no site at all.
     """
     for node in model.graph:
+        if is_default_domain(node, "MatMul") and is_decoded(node.outputs[0]):
+            continue  # a step of decoding a weight
         if is_default_domain(node, *kinds):
             if node.op_type in ("Conv", "ConvTranspose"):
                 yield conv_site(node)
@@ -67,11 +71,8 @@ def rows_of(site: Site, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether a value is a constant, or one that is stored as integers."""
-    producer = value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear":
-        return value.is_initializer()
-    return producer.inputs[0] is not None and producer.inputs[0].is_initializer()
+    """Whether a value is a constant, or one that is stored in another form."""
+    return value.is_initializer() or is_decoded(value)
 
 
 def _refusal(node: ir.Node) -> str | None:
@@ -102,9 +103,7 @@ def _unfit(node: ir.Node, value: ir.Value, what: str) -> str | None:
     if value.is_graph_input():
         return f"the {what} {value.name!r} can be overridden by a graph input"
     if value.const_value is None or not value.is_initializer():
-        producer = value.producer()
-        quantized = producer is not None and producer.op_type == "DequantizeLinear"
-        return "already quantized" if quantized else f"the {what} {value.name!r} is not a constant"
+        return earlier_reason(node, value, what) or f"the {what} {value.name!r} is not a constant"
     if value.const_value.dtype != ir.DataType.FLOAT:
         return f"the {what} is {value.const_value.dtype.name.lower()}, not float32"
     if what == "weight" and len(value.uses()) > 1:

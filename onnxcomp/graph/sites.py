@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.contract import Skip
 from onnxcomp.cost import Cost
+from onnxcomp.graph.earlier import earlier_reason
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.geometry import Geometry, same_pads
 
@@ -165,10 +166,7 @@ def _refusal(node: ir.Node) -> str | None:
         if value.is_graph_input():
             return f"the {what} {value.name!r} can be overridden by a graph input"
         if value.const_value is None or not value.is_initializer():
-            producer = value.producer()
-            if producer is not None and producer.op_type == "DequantizeLinear":
-                return "already quantized"
-            return f"the {what} {value.name!r} is not a constant"
+            return earlier_reason(node, value, what) or f"the {what} {value.name!r} is not a constant"
     assert weight.const_value is not None
     if weight.const_value.dtype != ir.DataType.FLOAT:
         return f"the weight is {weight.const_value.dtype.name.lower()}, not float32"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from onnxcomp.contract import Skip
+from onnxcomp.graph.decoding import is_decoded
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.foreign import foreign_reason
 from onnxcomp.graph.sites import is_default_domain
@@ -74,6 +75,8 @@ def _weighted(
     skips: list[Skip] = []
     foreign = already_quantized(model)
     for node in model.graph:
+        if is_default_domain(node, "MatMul") and is_decoded(node.outputs[0]):
+            continue  # a step of decoding a weight
         if not is_default_domain(node, *WEIGHTED):
             if reason := foreign_reason(node):
                 skips.append(Skip(origin_of(node), reason))
