@@ -89,6 +89,9 @@ _DECODERS = frozenset(
         "Transpose",
         "BitShift",
         "BitwiseAnd",
+        "CumSum",
+        "GatherElements",
+        "Slice",
     }
 )
 _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3}

@@ -9,7 +9,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["ORIGIN", "PASS", "Link", "add_initializer", "origin_of", "replace_by_chain", "unique_name"]
+__all__ = [
+    "ORIGIN",
+    "PASS",
+    "Link",
+    "add_initializer",
+    "merge_equal",
+    "origin_of",
+    "replace_by_chain",
+    "unique_name",
+]
 
 ORIGIN = "onnxcomp.origin"
 PASS = "onnxcomp.pass"
@@ -66,6 +75,28 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> i
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
+
+
+def merge_equal(graph: ir.Graph, pass_name: str) -> None:
+    """Store and compute but once what several nodes decode weights from, in place."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    done: dict[tuple[object, ...], ir.Value] = {}
+    for node in list(graph):
+        if node.metadata_props.get(PASS) != pass_name or node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or not value.is_initializer() or value.is_graph_input():
+                continue
+            tensor = value.const_value
+            kept = first.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()), value)
+            if kept is not value:
+                node.replace_input_with(index, kept)
+                drop_unused(graph, [value])
+        key = (node.op_type, tuple(node.inputs), tuple(sorted((k, str(v.value)) for k, v in node.attributes.items())))
+        output = done.setdefault(key, node.outputs[0])
+        if output is not node.outputs[0]:
+            node.outputs[0].replace_all_uses_with(output)
+            graph.remove(node, safe=True)
 
 
 def origin_of(node: ir.Node) -> str:

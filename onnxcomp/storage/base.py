@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site
 
-__all__ = ["Storage", "Wanted"]
+__all__ = ["Storage", "Wanted", "refuse_target", "with_types"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -128,27 +128,13 @@ class Storage(Offering):
         del model
         if self.fit == "data" and context.data is None:
             raise DataError(f"{self.name}(fit=data) needs calibration data: give --data, or use fit=auto")
-        if context.target.name in ("tensorrt", "coreml"):
-            raise InputError(
-                f"{self.name}: {context.target.name} does not decode stored weights when it loads a model; "
-                "use int8, or fp16 for half the size"
-            )
+        refuse_target(self.name, context)
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Raise the opset to the first that has the types, if need be, and rewrite; unchanged models keep theirs."""
-        graph, ir_version, opset = model.graph, model.ir_version, model.opset_imports.get("")
-        reason = admit(model, self.least_bits)
-        if reason:
-            names = [s.site if isinstance(s, Skip) else s.name for s in weighted_sites(model, self.kinds)]
-            return PassReport(skips=tuple(Skip(n, f"the model's opset {opset} stays: {reason}") for n in names))
-        report = super().run(model, context)
-        merge_equal(model.graph, self.name)
-        if not report.changes:
-            model.graph, model.ir_version = graph, ir_version
-            return report
-        raised = model.opset_imports.get("")
-        note = f"opset raised from {opset} to {raised}, which has the types of the stored weights"
-        return replace(report, notes=(*report.notes, note)) if raised != opset else report
+        return with_types(
+            model, self.least_bits, self.name, self.kinds, lambda: super(Storage, self).run(model, context)
+        )
 
     def cost(self, site: Site, setting: Setting) -> Cost:
         """What a setting costs."""
@@ -213,6 +199,34 @@ class Storage(Offering):
             self.taken(site, chain).bytes,
             {} if milder is None else self.choice(milder),
         )
+
+
+def refuse_target(name: str, context: Context) -> None:
+    """Raise InputError where the target would not turn codes into weights when it loads a model."""
+    if context.target.name in ("tensorrt", "coreml"):
+        raise InputError(
+            f"{name}: {context.target.name} does not decode stored weights when it loads a model; "
+            "use int8, or fp16 for half the size"
+        )
+
+
+def with_types(
+    model: ir.Model, bits: int, name: str, kinds: tuple[str, ...], rewrite: Callable[[], PassReport]
+) -> PassReport:
+    """Rewrite a model, in place, in an opset that has types of so few bits; one that does not change keeps its own."""
+    graph, ir_version, opset = model.graph, model.ir_version, model.opset_imports.get("")
+    reason = admit(model, bits)
+    if reason:
+        names = [s.site if isinstance(s, Skip) else s.name for s in weighted_sites(model, kinds)]
+        return PassReport(skips=tuple(Skip(n, f"the model's opset {opset} stays: {reason}") for n in names))
+    report = rewrite()
+    if not report.changes:
+        model.graph, model.ir_version = graph, ir_version
+        return report
+    merge_equal(model.graph, name)
+    raised = model.opset_imports.get("")
+    note = f"opset raised from {opset} to {raised}, which has the types of the stored weights"
+    return replace(report, notes=(*report.notes, note)) if raised != opset else report
 
 
 def _rows(weight: Float) -> Float:

@@ -1,6 +1,6 @@
 """Numbers of few bits as initializers, and the links that turn them back when a model is loaded.
 
-Numbers of 2, 4 and 8 bits have types of ONNX; others are stored as planes of single bits, eight in a byte.
+Numbers of 2, 4 and 8 bits have types of ONNX; others, up to 16, are stored as planes of single bits, eight in a byte.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def stored_bits(bits: int, count: int) -> int:
     """The bits that each of `count` numbers of `bits` bits takes: planes of bits are for multiples of 8."""
     if bits in (2, 4, 8) or count % 8 == 0:
         return bits
-    return 2 if bits == 1 else 4 if bits == 3 else 8
+    return 2 if bits == 1 else 4 if bits == 3 else 8 if bits < 8 else 16
 
 
 def index_links(role: str, index: Index, bits: int) -> list[Link]:
     """Links from stored indices to an int32 tensor of their shape; the last one has the role asked for."""
     stored = stored_bits(bits, index.size)
-    if stored in (2, 4, 8):
-        return [Link(role, "Cast", (narrow(index, stored, signed=False),), {"to": _INT32}, None)]
+    if stored in (2, 4, 8, 16):
+        numbers = index.astype(np.uint16) if stored == 16 else narrow(index, stored, signed=False)
+        return [Link(role, "Cast", (numbers,), {"to": _INT32}, None)]
     flat = index.reshape(-1)
     planes = [np.packbits((flat >> k & 1).astype(np.uint8), bitorder="little") for k in range(bits)]
     worth = (2.0 ** np.arange(bits)).astype(np.float32)[:, None]
