@@ -163,7 +163,8 @@ def _proposal(
         error = _rounded(item, site, candidate, gram, context)
     before = Amount(site.weight.size, site.cost.macs, site.cost.bytes)
     cost = chain_cost(site, candidate.chain)
-    after = Amount(chain_weights(site, candidate.chain), cost.macs, cost.bytes)
+    taken = cost.bytes if candidate.bytes is None else candidate.bytes
+    after = Amount(chain_weights(site, candidate.chain), cost.macs, taken)
     subject: Subject = "weight" if gram is None else "output"
     return Proposal(
         spec,

@@ -49,7 +49,7 @@ def _start(x: Float, mass: Float, centers: int, rng: np.random.Generator) -> Flo
         order = np.argsort(x[:, 0])
         even = np.linspace(x[order[0], 0], x[order[-1], 0], centers)
         dense = x[order[np.linspace(0, len(x) - 1, centers).round().astype(np.intp)], 0]
-        return ((even + dense) / 2)[:, None]
+        return np.asarray((even + dense)[:, None] / 2, np.float64)
     chosen = [int(rng.choice(len(x), p=mass / mass.sum()))]
     far = np.square(x - x[chosen[0]]).sum(axis=1)
     for _ in range(centers - 1):
@@ -57,7 +57,7 @@ def _start(x: Float, mass: Float, centers: int, rng: np.random.Generator) -> Flo
         total = odds.sum()
         chosen.append(int(rng.choice(len(x), p=odds / total)) if total > 0.0 else chosen[0])
         far = np.minimum(far, np.square(x - x[chosen[-1]]).sum(axis=1))
-    return x[chosen]
+    return np.asarray(x[chosen], np.float64)
 
 
 def _nearest(x: Float, centers: Float) -> NDArray[np.intp]:

@@ -24,7 +24,11 @@ Index = NDArray[np.intp]
 
 # Entries are whole numbers of this many steps, so that rows lie on a grid that int8 arithmetic takes as it is.
 _TOP = 127.0
-_STEPS = 24
+# Steps of conjugate gradients: entries hardly depend on each other.
+_STEPS = 8
+# Weights that tell what the entries of a table should be, at least, and for each number in it.
+_ENTRIES, _EACH = 1 << 18, 96
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +94,25 @@ class Palette(Coder):
         return self._spread(self.tables) * self.scales[..., None]
 
     def refit_tables(self, target: Float, gram: Float | None) -> None:
-        """Set the entries to those of least loss for the given assignment and scales (conjugate gradients)."""
+        """Set the entries to those of least loss for the given assignment and scales (conjugate gradients).
+
+        Of a large weight some of the rows tell.
+        """
+        rows = slice(None, None, self._stride(target.shape))
+        scales = self.scales[:, rows, None]
         power: Float = np.ones(target.shape[2])
         if gram is not None:
             power = np.diagonal(gram, axis1=1, axis2=2)[:, None]
-        weights = np.broadcast_to(np.square(self.scales)[..., None] * power, target.shape)
-        diagonal = self._gathered(weights)
+        diagonal = self._gathered(np.broadcast_to(np.square(scales) * power, target[:, rows].shape), rows)
         diagonal = np.where(diagonal > 0.0, diagonal, 1.0)
 
         def image(values: Float) -> Float:
-            return values if gram is None else values @ gram
+            return (values if gram is None else values @ gram) * scales
 
         def normal(tables: Float) -> Float:
-            return self._gathered(self._scaled(image(self._scaled(self._spread(tables)))))
+            return self._gathered(image(self._spread(tables, rows) * scales), rows)
 
-        wanted = self._gathered(self._scaled(image(target)))
+        wanted = self._gathered(image(target[:, rows]), rows)
         self.tables = conjugate_gradients(normal, lambda rest: rest / diagonal, wanted, self.tables, _STEPS)
 
     def refit_scales(self, target: Float, gram: Float | None) -> None:
@@ -123,19 +131,24 @@ class Palette(Coder):
         self.tables = np.rint(self.tables / units[:, None, None])
         self.scales = self.scales * units[self.table_of]
 
-    def _spread(self, tables: Float) -> Float:
+    def _stride(self, shape: tuple[int, ...]) -> int:
+        """Every how many rows one is looked at to fit the entries, where all share a table."""
+        if len(self.tables) > 1:
+            return 1
+        wanted = max(_ENTRIES, _EACH * self.tables.size)
+        return max(1, shape[0] * shape[1] * shape[2] // wanted)
+
+    def _spread(self, tables: Float, rows: slice = _ALL) -> Float:
         """The entry at each place of the weight, (G, R, d)."""
-        codes: Float = tables[self.table_of[..., None], self.index].reshape(*self.index.shape[:2], -1)
-        spread: Float = codes if self.keep is None else np.where(self.keep, codes, 0.0)
+        index = self.index[:, rows]
+        codes: Float = tables[self.table_of[:, rows, None], index].reshape(*index.shape[:2], -1)
+        spread: Float = codes if self.keep is None else np.where(self.keep[:, rows], codes, 0.0)
         return spread
 
-    def _scaled(self, values: Float) -> Float:
-        return values * self.scales[..., None]
-
-    def _gathered(self, values: Float) -> Float:
+    def _gathered(self, values: Float, rows: slice) -> Float:
         """Sum of what lies at the places of each entry: the transpose of :meth:`_spread`."""
-        own: Float = values if self.keep is None else np.where(self.keep, values, 0.0)
-        places = (self.table_of[..., None] * self.tables.shape[1] + self.index).reshape(-1)
+        own: Float = values if self.keep is None else np.where(self.keep[:, rows], values, 0.0)
+        places = (self.table_of[:, rows, None] * self.tables.shape[1] + self.index[:, rows]).reshape(-1)
         parts = own.reshape(-1, self.width)
         count = self.tables.shape[0] * self.tables.shape[1]
         sums = [np.bincount(places, parts[:, v], count) for v in range(self.width)]
