@@ -36,6 +36,7 @@ from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
 from onnxcomp.runtime.timing import Speedup
 from onnxcomp.runtime.timingcache import open_timings
+from onnxcomp.storage.zeros import stored
 from onnxcomp.targets.target import load_target
 
 __all__ = ["EARLIER", "RECIPE", "VERSION", "Result", "optimize"]
@@ -154,6 +155,7 @@ def optimize(
             timings=timings,
         )
         outcome = within_budget(intake, start, plan, context, budget)
+        outcome = replace(outcome, model=stored(outcome.model, aim))  # all that follows is told of the written file
         tell("measure")
         outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None, chosen)
     fates = fusion_proof(outcome.model) if aim.host else ()

@@ -18,6 +18,7 @@ from onnxcomp.modelio import serialized_bytes
 from onnxcomp.options import spec_of
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup, paired
+from onnxcomp.storage.zeros import stored
 from onnxcomp.verify import check_outputs, check_structure
 
 __all__ = [
@@ -236,7 +237,7 @@ def _judge(
     if item.saves == "nothing" or context.replay is not None:
         return None, ""
     if context.objective == "size":
-        before, after = serialized_bytes(model), serialized_bytes(trial)
+        before, after = (serialized_bytes(stored(m, context.target)) for m in (model, trial))
         return None, "" if after < before else f"no smaller: {before:,} -> {after:,} bytes"
     others = tuple(f for f in context.followers if not (item.idempotent and f.name == item.name))
     context = replace(context, followers=others)

@@ -242,8 +242,8 @@ class Sparsity(Offering):
             and overridden(self, site, context.overrides) is self
             and not self.refuse(site)
         ]
-        form = replace(self, amount=None, allocation="uniform")
         amount = self.amount or _AMOUNT
+        form = _Counted(block=self.block, method=self.method)
         shares = shares_of(model, sites, form, 1 - amount, context, measured=self.allocation == "sensitivity")
         amounts = {key: 1 - kept for key, kept in shares.items()}
         options = {name: getattr(self, name) for name in ("block", "method", "store")}
@@ -271,6 +271,14 @@ class Sparsity(Offering):
         """Two thirds of the zeros; no pattern is milder."""
         amount = amount_of(setting)
         return {} if self.pattern is not None or amount < _LEAST else self.choice(share(2 / 3 * amount, setting.order))
+
+
+@dataclass(frozen=True)
+class _Counted(Sparsity):
+    """The pass where weights themselves are scarce, however they are stored."""
+
+    def cost(self, site: Site, setting: Setting) -> Cost:
+        return replace(site.cost, bytes=round((1 - amount_of(setting)) * site.cost.bytes))
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ def test_there_is_something_to_run() -> None:
         "int8",
         "lowrank",
         "pow2",
+        "sparsity",
         "spatial",
         "structured",
         "ternary",

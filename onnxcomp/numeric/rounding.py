@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Order = Literal["activation", "natural"]
 
 # Columns that are worked on before the rest of the matrix hears of it.
@@ -171,7 +172,15 @@ def _spread(scales: Float, d: int) -> Float:
     return scales[:, None] if scales.ndim == 1 else np.repeat(scales, d // scales.shape[1], axis=1)
 
 
-def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Order = "activation") -> Float:
+def gptq(
+    target: Float,
+    scales: Float,
+    levels: Float,
+    gram: Float,
+    *,
+    order: Order = "activation",
+    free: Mask | None = None,
+) -> Float:
     """Round column by column, the error of each passed on to those that follow.
 
     Args:
@@ -180,6 +189,7 @@ def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Ord
         levels: The codes.
         gram: S, [d, d], positive definite (damped).
         order: ``activation``: columns of the largest input power first.
+        free: [R, d], False where the code is to be 0; None: nowhere.
 
     Returns:
         The codes, [R, d].
@@ -197,6 +207,8 @@ def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Ord
         errors = np.empty((stop - start, len(target)))
         for j in range(start, stop):
             codes[j] = nearest(left[j] / steps[j], levels)
+            if free is not None:
+                codes[j] *= free[:, columns[j]]
             errors[j - start] = (left[j] - codes[j] * steps[j]) / upper[j, j]
             left[j:stop] -= np.outer(upper[j, j:stop], errors[j - start])
         left[stop:] -= upper[start:stop, stop:].T @ errors
@@ -205,7 +217,16 @@ def gptq(target: Float, scales: Float, levels: Float, gram: Float, *, order: Ord
     return result
 
 
-def descend(codes: Float, target: Float, scales: Float, levels: Float, gram: Float, *, sweeps: int = 4) -> Float:
+def descend(
+    codes: Float,
+    target: Float,
+    scales: Float,
+    levels: Float,
+    gram: Float,
+    *,
+    sweeps: int = 4,
+    free: Mask | None = None,
+) -> Float:
     """Set each entry in turn to its best level with all others fixed, until nothing moves or `sweeps` are over.
 
     Arguments as for :func:`gptq`. The objective of no row rises.
@@ -226,6 +247,8 @@ def descend(codes: Float, target: Float, scales: Float, levels: Float, gram: Flo
                 k = j - start
                 current = codes[j] * steps[j]
                 codes[j] = nearest((current - local[k] / power[j]) / steps[j], levels)
+                if free is not None:
+                    codes[j] *= free[:, j]
                 moves[k] = codes[j] * steps[j] - current
                 if moves[k].any():
                     local += np.outer(inner[:, k], moves[k])
@@ -248,6 +271,7 @@ def round_rows(
     sweeps: int = 4,
     rounds: int = 2,
     block: int = 0,
+    free: Mask | None = None,
 ) -> tuple[Float, Float]:
     """Round a weight matrix to codes and one scale a row or block, so that the outputs change least.
 
@@ -264,6 +288,7 @@ def round_rows(
         sweeps: Sweeps of coordinate descent.
         rounds: How often scales are refitted.
         block: Columns that share a searched scale, a divisor of d; 0: all of a row.
+        free: As for :func:`gptq`.
 
     Returns:
         The codes, [R, d], and the scales, [R] or [R, d / block].
@@ -279,15 +304,17 @@ def round_rows(
         raise ValueError(f"{target.shape[1]} columns do not fall into blocks of {block}")
     damped = _damped(gram, damping)
     chosen = search_scale(target, levels, damped, block=block) if scales is None else scales
-    codes = gptq(target, chosen, levels, damped, order=order)
+    codes = gptq(target, chosen, levels, damped, order=order, free=free)
     fitted = _damped(gram, 0.0)
     plain = nearest(target / _spread(chosen, target.shape[1]), levels)
+    if free is not None:
+        plain *= free
     worse = output_error(codes, chosen, target, fitted) > output_error(plain, chosen, target, fitted)
     codes[worse] = plain[worse]  # happens on small rows and few levels
-    codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
+    codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps, free=free)
     for _ in range(rounds if scales is None else 0):
         chosen = least_squares_scale(codes, chosen, target, fitted)
-        codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps)
+        codes = descend(codes, target, chosen, levels, fitted, sweeps=sweeps, free=free)
     return codes, chosen
 
 
