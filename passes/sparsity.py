@@ -225,7 +225,7 @@ class Sparsity(Offering):
 
     def _notes(self, zeros: int, entries: int) -> tuple[str, ...]:
         gain = (
-            "TensorRT gains some in wide layers, on Ampere and newer GPUs" if self.pattern == "2:4" else "nor TensorRT"
+            "TensorRT some in wide layers, on Ampere and newer GPUs" if self.pattern == "2:4" else "nor does TensorRT"
         )
         return (
             f"{zeros:,} of {entries:,} weights ({zeros / entries:.1%}) of the pruned layers are zero",
