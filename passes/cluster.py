@@ -23,7 +23,7 @@ from onnxcomp.numeric.templates import Coefficients, Linear, coefficient_ratio, 
 from onnxcomp.options import Bounds
 from onnxcomp.quantize.layout import Layout
 from onnxcomp.quantize.storage import narrow
-from onnxcomp.storage.base import Storage, Wanted
+from onnxcomp.storage.base import Storage, Wanted, kept
 from onnxcomp.storage.codes import index_links, numbers_link, operator_links
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Cluster(Storage):
         """Say why a site stays as it is."""
         if prod(site.geometry.kernel) < 3:
             return f"kernels of {'x'.join(map(str, site.geometry.kernel))} have no shape to share"
-        if np.mean(site.weight == 0.0) >= 0.25:
+        if kept(Layout(site).rows()) is not None:
             return "its zeros would be lost; use palettize, or leave sparsity out"
         return None
 

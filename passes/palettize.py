@@ -19,8 +19,8 @@ from onnxcomp.numeric.blockwise import Coder
 from onnxcomp.numeric.palette import Effort, Palette, fit_palette
 from onnxcomp.options import Bounds
 from onnxcomp.quantize.layout import Layout
-from onnxcomp.storage.base import Storage, Wanted
-from onnxcomp.storage.codes import index_links, numbers_link, operator_links
+from onnxcomp.storage.base import Storage, Wanted, kept
+from onnxcomp.storage.codes import index_links, numbers_link, operator_links, spread_links
 
 __all__ = ["Palettize"]
 
@@ -76,7 +76,7 @@ class Palettize(Storage):
         """Say why a site stays as it is."""
         if site.geometry.transposed and self.vector > 1:
             return "vectors of a ConvTranspose would cross channels; give vector=1"
-        if self.vector > 1 and np.mean(site.weight == 0.0) >= 0.25:
+        if self.vector > 1 and kept(Layout(site).rows()) is not None:
             return "its zeros would be lost in vectors; give vector=1, or leave sparsity out"
         return None
 
@@ -134,9 +134,9 @@ class Palettize(Storage):
         bits, vector = setting.ranks
         rows = site.channels_out
         tables = _tables(rows, setting.order)
-        shape = (1, rows, Layout(site).rows().shape[1])
+        weight = Layout(site).rows()[None]
         table_of = (np.arange(rows) // (rows // tables))[None]
-        return Palette(shape, np.zeros((tables, 2**bits, vector)), np.ones((1, rows)), table_of)
+        return Palette(weight.shape, np.zeros((tables, 2**bits, vector)), np.ones((1, rows)), table_of, kept(weight))
 
     def links(self, site: Site, setting: Setting, coder: Coder, bias: NDArray[np.float32] | None) -> list[Link]:
         """Index -> Gather of the table -> times the scales -> the layer."""
@@ -145,10 +145,15 @@ class Palettize(Storage):
         layout, vectors = Layout(site), vector > 1
         rows = coder.index.reshape(site.channels_out, -1)
         index = rows if vectors else layout.stored(rows.astype(np.float64)).astype(np.intp)
-        links = index_links("index", index, bits)
         count, entries = coder.tables.shape[:2]
+        first = layout.scales((coder.table_of.reshape(-1) * entries).astype(np.float64)).astype(np.int32)
+        keep = None
+        if coder.keep is not None:
+            keep = layout.stored(coder.keep.reshape(rows.shape).astype(np.float64)) > 0.0
+            first = np.broadcast_to(first, index.shape)[keep]
+            index = index[keep]
+        links = index_links("index", index, bits)
         if count > 1:
-            first = layout.scales((coder.table_of.reshape(-1) * entries).astype(np.float64)).astype(np.int32)
             links.append(Link("entry", "Add", (first,), {}, ("index",)))
         table = coder.tables.reshape(count * entries, *(() if not vectors else (vector,)))
         scales = coder.scales.reshape(-1)
@@ -156,7 +161,8 @@ class Palettize(Storage):
         links += [
             numbers_link("table", table.astype(np.int8)),
             Link("codes", "Gather", (), {}, ("table", links[-1].role)),
-            Link("weight", "Mul", (factors,), {}, ("codes",)),
+            *([] if keep is None else spread_links("codes", keep)),
+            Link("weight", "Mul", (factors,), {}, ("codes" if keep is None else "spread",)),
         ]
         return [*links, *operator_links(layout, "weight", bias, rows=vectors)]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site
 
-__all__ = ["Storage", "Wanted", "refuse_target", "with_types"]
+__all__ = ["Storage", "Wanted", "kept", "refuse_target", "with_types"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -159,7 +159,7 @@ class Storage(Offering):
         if gram is not None:
             return [self._candidate(site, asked[0], self.empty(site, asked[0]), site.bias, None)]
         weight = _stacked(site)
-        wanted = Wanted(weight, None, _kept(weight))
+        wanted = Wanted(weight, None, kept(weight))
         coder = self.fitted(asked[0], site.geometry.kernel, wanted, quick=False)
         return [self._candidate(site, asked[0], coder, site.bias, wanted.missed(coder))]
 
@@ -167,7 +167,7 @@ class Storage(Offering):
         """Code the weight so that the layer's outputs come closest, given the compressed prefix's inputs."""
         setting = self.setting(site, candidate.choice)
         problems, shifted = problems_of(site, gram), site.kind != "MatMul"
-        wanted = Wanted(*_least_squares(problems, shifted), _kept(_stacked(site)))
+        wanted = Wanted(*_least_squares(problems, shifted), kept(_stacked(site)))
         coder = self.fitted(setting, site.geometry.kernel, wanted, quick=False)
         pairs = zip(problems, coder.values(), strict=True)
         parts = [remainder(_moments(problem), own, biased=shifted) for problem, own in pairs]
@@ -181,7 +181,7 @@ class Storage(Offering):
         whole = np.stack([_rows(problem.weight) for problem in problems])
         target, grams = (whole, None) if problems[0].moments is None else _least_squares(problems, True)
         step = max(1, whole.shape[1] // _SCORED)
-        keep = _kept(whole)
+        keep = kept(whole)
         some = Wanted(target[:, ::step], grams, None if keep is None else keep[:, ::step])
         kernel = problems[0].weight.shape[2:]
         return lambda setting: some.missed(self.fitted(setting, kernel, some, quick=True))
@@ -251,7 +251,7 @@ def _least_squares(problems: Sequence[Problem], biased: bool) -> tuple[Float, Fl
     return np.stack(targets), np.stack(grams)
 
 
-def _kept(rows: Float) -> Mask | None:
+def kept(rows: Float) -> Mask | None:
     """Where a pruned weight is not zero; None for weights that were not pruned."""
     keep = rows != 0.0
     return keep if 1.0 - keep.mean() >= _SPARSE and keep.any() else None

@@ -17,7 +17,7 @@ from onnxcomp.quantize.forms import packed_size
 from onnxcomp.quantize.layout import Layout, is_product
 from onnxcomp.quantize.storage import narrow
 
-__all__ = ["index_links", "numbers_link", "operator_links", "storage_cost", "stored_bits"]
+__all__ = ["index_links", "numbers_link", "operator_links", "spread_links", "storage_cost", "stored_bits"]
 
 Index = NDArray[np.intp]
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
@@ -47,6 +47,35 @@ def index_links(role: str, index: Index, bits: int) -> list[Link]:
         Link(f"{role}.sums", "MatMul", (worth,), {}, (f"{role}.floats",)),
         Link(f"{role}.flat", "Cast", (), {"to": _INT32}, (f"{role}.sums",)),
         Link(role, "Reshape", (np.array(index.shape, np.int64),), {}, (f"{role}.flat",)),
+    ]
+
+
+def spread_links(values: str, keep: NDArray[np.bool_]) -> list[Link]:
+    """Links that put values in a row at the places of a mask, zeros elsewhere; the last one has the role ``spread``.
+
+    The mask takes a bit an entry. A running sum of it numbers the values.
+
+    Args:
+        values: Role of a link that gives as many float32 values as there are places.
+        keep: Where they go.
+    """
+    kept = np.zeros(-(-keep.size // 8) * 8, np.bool_)
+    kept[: keep.size] = keep.reshape(-1)
+    bits = np.packbits(kept.reshape(-1, 8), axis=1, bitorder="little")
+    line = np.array([-1], np.int64)
+    return [
+        Link("mask.shifted", "BitShift", (bits, np.arange(8, dtype=np.uint8)), {"direction": "RIGHT"}, None),
+        Link("mask.bits", "BitwiseAnd", (np.array(1, np.uint8),), {}, ("mask.shifted",)),
+        Link("mask.numbers", "Cast", (), {"to": _INT32}, ("mask.bits",)),
+        Link("mask.line", "Reshape", (line,), {}, ("mask.numbers",)),
+        Link("mask", "Slice", (np.array([0], np.int64), np.array([keep.size], np.int64)), {}, ("mask.line",)),
+        Link("mask.sum", "CumSum", (np.array(0, np.int64),), {}, ("mask",)),
+        Link("mask.next", "Sub", (), {}, ("mask.sum", "mask")),
+        Link("mask.place", "Mul", (), {}, ("mask.next", "mask")),
+        Link("dense", "Gather", (), {}, (values, "mask.place")),
+        Link("mask.floats", "Cast", (), {"to": _FLOAT}, ("mask",)),
+        Link("flat", "Mul", (), {}, ("dense", "mask.floats")),
+        Link("spread", "Reshape", (np.array(keep.shape, np.int64),), {}, ("flat",)),
     ]
 
 
