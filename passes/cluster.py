@@ -68,12 +68,16 @@ class Cluster(Storage):
 
     name: ClassVar[str] = "cluster"
     kinds: ClassVar[tuple[str, ...]] = ("Conv",)
-    least_bits: ClassVar[int] = 4
 
     bits: Annotated[int, Bounds(1, 12)] = 8
     coefficients: Coefficients = "int8"
     scope: Literal["layer", "model"] = "model"
     assignment: Literal["data", "correlation"] = "data"
+
+    @property
+    def least_bits(self) -> int:
+        """Of the number of a template, of its planes, or of a coefficient."""
+        return 2 if self.bits <= 2 else 4
 
     def plain(self, fit: Fit, *, relu: bool) -> Cluster:
         """The pass with templates for each layer, which can be chosen for one layer at a time."""

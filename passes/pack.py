@@ -12,6 +12,7 @@ from onnxcomp.allocation.offering import Fit
 from onnxcomp.contract import Context, Pass, PassReport, Saves
 from onnxcomp.errors import DataError, OptionError
 from onnxcomp.options import Bounds
+from onnxcomp.registry import build_pipeline
 from onnxcomp.storage.base import Storage, refuse_target, with_types
 
 if TYPE_CHECKING:
@@ -89,7 +90,14 @@ class Pack(Pass):
                 return allocator.replay(model, context.replay, context)
             return allocator.run(model, aim, self.use, context)
 
-        return with_types(model, 4, self.name, Assigned.kinds, rewrite)
+        return with_types(model, self._bits(context), self.name, Assigned.kinds, rewrite)
+
+    def _bits(self, context: Context) -> int:
+        """Bits of the narrowest type that may be stored: 4, unless a form that was given has fewer."""
+        texts = [self.use, *(o.options.get("use") for o in context.overrides if o.options is not None)]
+        texts += [use for choice in (context.replay or {}).values() for use in choice.values()]
+        forms = [form for text in texts if text is not None for form in build_pipeline(str(text))]
+        return min((form.least_bits for form in forms if isinstance(form, Storage)), default=4)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ class Palettize(Storage):
     """
 
     name: ClassVar[str] = "palettize"
-    least_bits: ClassVar[int] = 2
 
     bits: Annotated[int, Bounds(1, 8)] = 4
     vector: Annotated[int, Bounds(1, 64)] = 1
@@ -66,6 +65,11 @@ class Palettize(Storage):
         """Refuse tables of vectors for a few channels each: they would outweigh the indices."""
         if self.vector > 1 and self.per != "tensor":
             raise OptionError(f"palettize: vector={self.vector} and per={self.per} exclude each other; give one")
+
+    @property
+    def least_bits(self) -> int:
+        """Planes of bits, too, take operators that are not older than types of 4 bits."""
+        return 2 if self.bits <= 2 else 4
 
     def plain(self, fit: Fit, *, relu: bool) -> Palettize:
         """The pass with its defaults."""

@@ -46,9 +46,10 @@ def kmeans(points: Float, weights: Float, centers: int, *, seed: int = 0) -> Flo
 def _start(x: Float, mass: Float, centers: int, rng: np.random.Generator) -> Float:
     """Centers one by one, each drawn with the probability of its weighted squared distance to those before it."""
     if x.shape[1] == 1:  # quantiles of single values: evenly over the range counts for the tails (Han et al. 2016)
-        order = np.argsort(x[:, 0])
+        order = np.argsort(x[:, 0], kind="stable")
         even = np.linspace(x[order[0], 0], x[order[-1], 0], centers)
-        dense = x[order[np.linspace(0, len(x) - 1, centers).round().astype(np.intp)], 0]
+        run = np.cumsum(mass[order])
+        dense = x[order[np.minimum(np.searchsorted(run, np.linspace(0.0, run[-1], centers)), len(x) - 1)], 0]
         return np.asarray((even + dense)[:, None] / 2, np.float64)
     chosen = [int(rng.choice(len(x), p=mass / mass.sum()))]
     far = np.square(x - x[chosen[0]]).sum(axis=1)

@@ -19,6 +19,7 @@ from onnxcomp.graph.products import weighted_sites
 from onnxcomp.numeric.blockwise import Coder, damped, loss
 from onnxcomp.numeric.moments import Moments
 from onnxcomp.numeric.refit import least_squares_target, remainder
+from onnxcomp.options import replace_options
 from onnxcomp.quantize.layout import Layout
 from onnxcomp.quantize.storage import admit
 from onnxcomp.storage.codes import storage_cost
@@ -77,8 +78,6 @@ class Storage(Offering):
     # The options name the setting: nothing is chosen by timing, and statistics are taken once.
     decided: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    # Bits of the narrowest type that may be stored, which decides the opset.
-    least_bits: ClassVar[int] = 8
 
     fit: Fit = "auto"
 
@@ -86,6 +85,11 @@ class Storage(Offering):
     def named(self) -> bool:
         """Always: the defaults are a setting as well."""
         return True
+
+    @property
+    @abstractmethod
+    def least_bits(self) -> int:
+        """Bits of the narrowest type that may be stored, which decides the opset."""
 
     @abstractmethod
     def fitted(self, setting: Setting, kernel: Kernel, wanted: Wanted, *, quick: bool) -> Coder:
@@ -132,9 +136,9 @@ class Storage(Offering):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Raise the opset to the first that has the types, if need be, and rewrite; unchanged models keep theirs."""
-        return with_types(
-            model, self.least_bits, self.name, self.kinds, lambda: super(Storage, self).run(model, context)
-        )
+        own = [replace_options(self, o.options) for o in context.overrides if o.options is not None]
+        bits = min(form.least_bits for form in (self, *own) if isinstance(form, Storage))
+        return with_types(model, bits, self.name, self.kinds, lambda: super(Storage, self).run(model, context))
 
     def cost(self, site: Site, setting: Setting) -> Cost:
         """What a setting costs."""

@@ -1,6 +1,7 @@
 """Numbers of few bits as initializers, and the links that turn them back when a model is loaded.
 
-Numbers of 2, 4 and 8 bits have types of ONNX; others, up to 16, are stored as planes of single bits, eight in a byte.
+Numbers of 2, 4 and 8 bits have types of ONNX; many others, up to 16, are stored as planes of single bits, eight in a
+byte.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ __all__ = ["index_links", "numbers_link", "operator_links", "spread_links", "sto
 
 Index = NDArray[np.intp]
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
+# Bytes that the nodes take which put planes together.
+_PLANES = 1500
 
 
 def stored_bits(bits: int, count: int) -> int:
-    """The bits that each of `count` numbers of `bits` bits takes: planes of bits are for multiples of 8."""
-    if bits in (2, 4, 8) or count % 8 == 0:
-        return bits
-    return 2 if bits == 1 else 4 if bits == 3 else 8 if bits < 8 else 16
+    """The bits that each of `count` numbers of `bits` bits takes: as planes of bits only where that saves bytes."""
+    wider = next(known for known in (2, 4, 8, 16) if known >= bits)
+    return bits if count % 8 == 0 and (wider - bits) * count // 8 > _PLANES else wider
 
 
 def index_links(role: str, index: Index, bits: int) -> list[Link]:
