@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,7 @@ from onnxcomp.runtime.timing import Speedup, paired
 __all__ = ["Bench", "Job", "Judged", "compile_job"]
 
 COUNTS = {"vgg16_cifar10": 2048, "imagenet": 256}
+_BUDGET_IMAGES = 4096
 Choices = Mapping[str, Mapping[str, Any]]
 
 
@@ -38,7 +39,8 @@ class Job:
     """A run of the compiler.
 
     `replay` holds the choices of each pass, made elsewhere; empty: the passes choose. `images` overrides the usual
-    number of calibration images; 0 gives none.
+    number of calibration images; 0 gives none. `max_drop` is a budget in points of top-1, judged on labelled images of
+    the training split that come after those.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Job:
     objective: Objective = "latency"
     replay: tuple[Choices, ...] = ()
     images: int | None = None
+    max_drop: float | None = None
 
     @property
     def count(self) -> int:
@@ -53,7 +56,9 @@ class Job:
         return usual if self.images is None else self.images
 
     def file(self, work: Path) -> Path:
-        text = json.dumps([*asdict(self).values()], sort_keys=True)
+        values = [*asdict(self).values()]
+        # Without a budget, files have the names of before there were budgets.
+        text = json.dumps(values[:-1] if self.max_drop is None else values, sort_keys=True)
         words = "".join(c if c.isalnum() else "-" for c in self.pipeline)[:60]
         return work / f"{self.model}.{words}.{self.objective}.{sha256(text.encode()).hexdigest()[:8]}.onnx"
 
@@ -120,9 +125,13 @@ class Bench:
     def wanted(self, model: str, pipeline: str = "") -> bool:
         return self._only in f"{model} {pipeline}"
 
+    def count(self, job: Job) -> int:
+        """How many images a job is calibrated on."""
+        return self._overridden(job).count
+
     def compiled(self, job: Job) -> Path:
         """The file of a job, compiled unless it is there; the report lies beside it."""
-        job = job if self._count is None or job.images == 0 else Job(**{**vars(job), "images": self._count})
+        job = self._overridden(job)
         out = job.file(self.work)
         if not out.exists():
             started = time.perf_counter()
@@ -137,6 +146,9 @@ class Bench:
             )
         return out
 
+    def _overridden(self, job: Job) -> Job:
+        return job if self._count is None or job.images == 0 else replace(job, images=self._count)
+
     def report(self, path: Path) -> dict[str, Any]:
         """The report of a file, with `seconds`, `cpu` seconds and `megabytes` of its run."""
         document: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
@@ -148,21 +160,27 @@ class Bench:
         source = model_file(job.model, self.work)
         report = self.report(path)
         before, after = report["before"], report["after"]
-        labels = images(job.model, "eval", 10**9)[2]
-        lost, half = lost_points(self._outputs(job.model, source), self._outputs(job.model, path), labels)
+        lost, half, decibels = self.accuracy(job.model, path)
         return Judged(
             macs=after["macs"] / before["macs"] if before["macs"] else math.nan,
             bytes=path.stat().st_size / source.stat().st_size,
             parameters=after["parameters"] / before["parameters"],
             lost=lost,
             half=half,
-            decibels=self.decibels(job.model, source, path),
+            decibels=decibels,
             seconds=report["seconds"],
             cpu=report["cpu"],
             megabytes=report["megabytes"],
             speed=self._speed(job.model, source, path) if timed else None,
             report=report,
         )
+
+    def accuracy(self, model: str, path: Path) -> tuple[float, float, float]:
+        """Points of top-1 that any file of a model loses, half their 95 % interval, and the SQNR of its outputs."""
+        source = model_file(model, self.work)
+        labels = images(model, "eval", 10**9)[2]
+        lost, half = lost_points(self._outputs(model, source), self._outputs(model, path), labels)
+        return lost, half, self.decibels(model, source, path)
 
     def decibels(self, model: str, base: Path, own: Path) -> float:
         """SQNR of a file's outputs against another one's."""
@@ -187,16 +205,23 @@ class Bench:
 
 def compile_job(text: str, out: str) -> None:
     """Compile as a user would; write the model and its report."""
-    job = Job(**{**json.loads(text), "replay": tuple(json.loads(text)["replay"])})
+    fields: dict[str, Any] = json.loads(text)
+    job = Job(**{**fields, "replay": tuple(fields["replay"])})
     assert job.objective in get_args(Objective)
     work = Path(out).parent
     source = model_file(job.model, work)
     name, x, _ = images(job.model, "train", job.count or 1)
+    scored = None
+    if job.max_drop is not None:
+        _, more, labels = images(job.model, "train", _BUDGET_IMAGES, job.count)
+        scored = {name: more, "labels": labels}
     start = time.perf_counter()
     result = onnxcomp.optimize(
         source,
         job.pipeline,
         data={name: x} if job.count else None,
+        eval=scored,
+        max_drop=job.max_drop,
         objective=job.objective,
         replay=job.replay or None,
         timing_cache=work / "timings.json",
@@ -205,7 +230,8 @@ def compile_job(text: str, out: str) -> None:
     figures = {
         "seconds": time.perf_counter() - start,
         "cpu": used.ru_utime + used.ru_stime,
-        "megabytes": used.ru_maxrss / 1024,
+        # Not getrusage: its maximum starts at the parent's.
+        "megabytes": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024,
     }
     document = {**report_document(result.report), **figures}
     Path(out).with_suffix(".json").write_text(json.dumps(document))
