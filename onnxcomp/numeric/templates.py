@@ -11,7 +11,6 @@ layer's outputs in closed form (:mod:`onnxcomp.numeric.blockwise`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -59,12 +58,12 @@ def find_templates(kernels: Sequence[Float], count: int, *, seed: int = 0) -> Fl
 
 
 def coefficient_ratio(kernels: Sequence[Float]) -> float:
-    """How many times as large the coefficients a are as b, in the middle of some layers' (n, v); a power of two."""
+    """How many times as large the coefficients a are as b, in the middle of some layers' (n, v)."""
     tops = [
         (np.linalg.norm(k - k.mean(axis=1, keepdims=True), axis=1).max(), np.abs(k.mean(axis=1)).max()) for k in kernels
     ]
     ratios = [a / b for a, b in tops if a > 0.0 and b > 0.0]
-    return float(2.0 ** np.rint(np.log2(np.median(ratios)))) if ratios else 1.0
+    return float(np.median(ratios)) if ratios else 1.0
 
 
 class Linear(Coder):
@@ -106,13 +105,12 @@ class Linear(Coder):
         u_level = np.einsum("gmv,gv->gm", u, plane) / level
         rest = u - u_level[..., None] * plane[:, None]
         power = np.einsum("gmv,gmv->gm", rest, rest)
-        match = (x - x_level[..., None] * plane[:, None]) @ np.swapaxes(rest, 1, 2)  # (G, R, M)
+        shape = x - x_level[..., None] * plane[:, None]
         usable = power > 1e-12 * np.maximum(level, np.finfo(np.float64).tiny)
         inverse = np.where(usable, 1.0 / np.where(usable, power, 1.0), 0.0)
-        found = self.index[:, :, block] if self.fixed else (np.square(match) * inverse[:, None]).argmax(axis=2)
-        index: Index = found
-        picked = np.take_along_axis(match, index[..., None], axis=2)[..., 0]
-        a = self._rounded(picked * np.take_along_axis(inverse, index, axis=1), self.ratio)
+        index = self.index[:, :, block] if self.fixed else _along(shape, rest * np.sqrt(inverse)[..., None])
+        at = np.arange(len(index))[:, None], index
+        a = self._rounded(np.einsum("grv,grv->gr", shape, rest[at]) * inverse[at], self.ratio)
         b = self._rounded(x_level - a * np.take_along_axis(u_level, index, axis=1), 1.0)
         return a[..., None] * self.templates[index] + b[..., None], (index, a, b)
 
@@ -144,17 +142,11 @@ class Linear(Coder):
         return np.clip(np.rint(values / step), -top, top) * step
 
 
-@dataclass(frozen=True, slots=True)
-class _Both:
-    target: Float
-    strong: Float | None
-    gram: Float | None
-
-    def code(self, coder: Linear, sweeps: int) -> None:
-        if self.strong is None or self.gram is None:
-            plain(self.target, coder)
-        else:
-            descend(sequential(self.target, self.strong, coder), self.target, self.gram, coder, sweeps=sweeps)
+def _along(x: Float, directions: Float) -> Index:
+    """The direction, of (G, M, width), along which most of each row of x lies, (G, R, width)."""
+    # Single precision: of two that hold as much either will do.
+    pairs = zip(x.astype(np.float32), directions.astype(np.float32), strict=True)
+    return np.stack([np.abs(own @ lines.T).argmax(axis=1) for own, lines in pairs])
 
 
 def fit_linear(
@@ -181,18 +173,16 @@ def fit_linear(
     Returns:
         The coder.
     """
-    both = _Both(target, None if gram is None else damped(gram), None if gram is None else damped(gram, 0.0))
-    exact = Linear(target.shape, templates)
-    if correlated:
-        plain(target, exact)
-        exact.fixed = True
-    both.code(exact, sweeps if coefficients == "fp32" else 1)
-    if coefficients == "fp32":
-        return exact
     coder = Linear(target.shape, templates, coefficients, ratio)
-    coder.index[:], coder.a[:], coder.b[:], coder.fixed = exact.index, exact.a, exact.b, exact.fixed
+    coder.coefficients = "fp32"
+    plain(target, coder)
+    coder.fixed, coder.coefficients = correlated, coefficients
     coder.settle_steps()
-    both.code(coder, sweeps)
+    if gram is None:
+        plain(target, coder)
+    else:
+        values = sequential(target, damped(gram), coder)
+        descend(values, target, damped(gram, 0.0), coder, sweeps=sweeps)
     return coder
 
 
