@@ -36,8 +36,8 @@ Form = Callable[[Float], tuple[Link, ...]]
 
 CODES = "codes"
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
-# Bytes that a node takes in a file, with its names and its provenance, and those of a constant without its data.
-_NODE, _CONSTANT = 160, 60
+# Bytes that a node takes in a file with its short names (quantize.lean), and those of a constant without its data.
+_NODE, _CONSTANT = 50, 30
 
 
 def integers(bits: int) -> Form:

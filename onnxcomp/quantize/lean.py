@@ -1,4 +1,4 @@
-"""What a file of few bits a weight can do without: there, every byte counts.
+"""What a file of weights in codes can do without: there, every byte counts.
 
 Of a small network in 4 bits, names and provenance take as much as a fifth of the file. What the user named keeps its
 name, and every operator says which layer it stands for and which pass made it.
@@ -18,20 +18,19 @@ from onnxcomp.graph.edit import ORIGIN, PASS, names_of, origin_of
 
 __all__ = ["lean"]
 
-_NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def lean(model: ir.Model) -> None:
-    """Leave out, in place, what nobody needs where weights have fewer than 8 bits.
+    """Leave out, in place, what nobody needs where passes have stored weights in codes.
 
     These are: types and shapes of inner values, which whoever reads the file infers again; names and provenance of the
     nodes that decode weights, which the layer behind them has; long names of constants that passes made; attributes of
     generated nodes that say the default.
     """
-    if not any(value.dtype in _NARROW for value in model.graph.initializers.values()):
-        return
     generated = {node for node in model.graph if PASS in node.metadata_props}
+    if not any(node.op_type != "DequantizeLinear" and is_decoded(node.outputs[0]) for node in generated):
+        return
     _forget_shapes(model.graph)
     _shorten(model.graph, generated)
     _rename_operators(model.graph, generated)

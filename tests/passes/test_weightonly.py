@@ -185,7 +185,7 @@ def test_a_layer_of_its_own_options(net: ir.Model, in_context: InContext) -> Non
             {"w": (8, 8, 3, 3)},
             "the weight is shared with",
         ),
-        ("g (float[N,4,6,6] x) => (float[N,2,h,w] y) { [c] y = Conv(x, w) }", {"w": (2, 4, 3, 3)}, "too few weights"),
+        ("g (float[N,4,6,6] x) => (float[N,2,h,w] y) { [c] y = Conv(x, w) }", {"w": (2, 4, 2, 2)}, "too few weights"),
         (
             "g (float[64,9] x) => (float[64,9] y) { [c] y = MatMul(w, x) }",
             {"w": (64, 64)},
