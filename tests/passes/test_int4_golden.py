@@ -29,7 +29,7 @@ def test_golden(tmp_path: Path, in_context: Callable[..., Context]) -> None:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     report = Int4().run(model, in_context(overrides=(Override("blocks", {"block": 32}),)))
-    assert report.skips == (Skip("point", "too few weights (64) to gain from fewer bits"),)
+    assert report.skips == (Skip("point", "too few weights (32) to gain from fewer bits"),)
     result = ir.to_proto(model)
     onnx.checker.check_model(result, full_check=True)
     del result.graph.initializer[:]  # their shapes stay in the text, their values would fill it
