@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
@@ -132,7 +132,15 @@ class Cluster(Storage):
         if self.scope == "layer":
             return super().run(model, context)
         own = {option.name: getattr(self, option.name) for option in fields(self)}
-        return _Shared(**own).run(model, context)
+
+        class Run(_Shared):
+            """With what the layers of this run share."""
+
+            pool: ClassVar[dict[Kernel, list[Float]]] = {}
+            known: ClassVar[dict[tuple[Kernel, int], tuple[Float, float]]] = {}
+            few: ClassVar[set[Kernel]] = set()
+
+        return Run(**own).run(model, context)
 
     def templates_of(self, kernels: Float, kernel: tuple[int, ...], bits: int) -> tuple[Float, float]:
         """The templates (M, taps) of a layer's kernels (n, taps), and the ratio of its coefficients."""
@@ -202,27 +210,42 @@ def _floats(a: Float, b: Float, kind: Coefficients) -> list[Link]:
     ]
 
 
-@dataclass(frozen=True)
 class _Shared(Cluster):
-    """Cluster with templates for the whole model.
+    """Cluster with templates for the whole model. What layers share is no option: it lies in a class of each run's own.
 
     Attributes:
         pool: The kernels of the layers that share templates, by the size of the kernel.
         known: The templates found so far, by the size of the kernel and the bits of their number.
+        few: Sizes of kernels of which the model has so few that their templates would take more than they save.
     """
 
-    pool: dict[Kernel, list[Float]] = field(default_factory=dict[Kernel, list[Float]], compare=False)
-    known: dict[tuple[Kernel, int], tuple[Float, float]] = field(
-        default_factory=dict[tuple[Kernel, int], tuple[Float, float]], compare=False
-    )
+    pool: ClassVar[dict[Kernel, list[Float]]]
+    known: ClassVar[dict[tuple[Kernel, int], tuple[Float, float]]]
+    few: ClassVar[set[Kernel]]
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Gather the kernels, then store them layer by layer."""
+        saved: dict[Kernel, int] = {}
+        tables: dict[Kernel, set[int]] = {}
         for site in weighted_sites(model, self.kinds):
-            if isinstance(site, Site) and self._takes(site, context):
-                kernels = site.weight.reshape(-1, prod(site.geometry.kernel)).astype(np.float64)
-                self.pool.setdefault(site.geometry.kernel, []).append(kernels)
+            configured = self._taking(site, context) if isinstance(site, Site) else None
+            if isinstance(site, Site) and configured is not None:
+                kernel = site.geometry.kernel
+                self.pool.setdefault(kernel, []).append(site.weight.reshape(-1, prod(kernel)).astype(np.float64))
+                less = site.cost.bytes - configured.cost(site, configured.asked(site)[0]).bytes
+                saved[kernel] = saved.get(kernel, 0) + less
+                tables.setdefault(kernel, set()).add(2**configured.bits)
+        if context.replay is None:
+            self.few.update(kernel for kernel in saved if saved[kernel] <= prod(kernel) * sum(tables[kernel]))
         return Storage.run(self, model, context)
+
+    def refuse(self, site: Site) -> str | None:
+        """Say why a site stays as it is."""
+        reason = super().refuse(site)
+        if reason is None and site.geometry.kernel in self.few:
+            size = "x".join(map(str, site.geometry.kernel))
+            return f"templates of {size} would take more than the model's few kernels of that size save"
+        return reason
 
     def templates_of(self, kernels: Float, kernel: tuple[int, ...], bits: int) -> tuple[Float, float]:
         """The templates of all layers."""
@@ -236,14 +259,15 @@ class _Shared(Cluster):
         shared = sum(stored_bytes(c) for link in chain if link.role == _TEMPLATES for c in link.constants)
         return replace(cost, bytes=cost.bytes - shared)
 
-    def _takes(self, site: Site, context: Context) -> bool:
-        """Whether a layer will have templates: in a replay the same layers."""
+    def _taking(self, site: Site, context: Context) -> Cluster | None:
+        """The options of a layer that will have templates, in a replay the same layers; None for the others."""
         configured = overridden(self, site, context.overrides)
         if context.excluded(site.name) or not isinstance(configured, Cluster) or configured.refuse(site):
-            return False
+            return None
         if context.replay is not None:
-            return site.name in context.replay
-        return configured.cost(site, configured.asked(site)[0]).bytes < site.cost.bytes
+            return configured if site.name in context.replay else None
+        smaller = configured.cost(site, configured.asked(site)[0]).bytes < site.cost.bytes
+        return configured if smaller else None
 
 
 def _templates(kernels: list[Float], bits: int) -> tuple[Float, float]:
