@@ -132,6 +132,7 @@ def test_there_is_something_to_run() -> None:
     [
         "binary",
         "channel",
+        "cluster",
         "cp",
         "decompose",
         "depthwise",
@@ -141,6 +142,8 @@ def test_there_is_something_to_run() -> None:
         "int4",
         "int8",
         "lowrank",
+        "pack",
+        "palettize",
         "pow2",
         "sparsity",
         "spatial",
