@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import gcd, prod
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -39,8 +40,10 @@ Mask = NDArray[np.bool_]
 Kernel = tuple[int, ...]
 
 _RIDGE = 0.01
-# Rows that are coded to tell what a setting loses.
-_SCORED = 64
+# What is coded to tell what a setting loses: so many columns at most, of whole channels, and rows for so many weights.
+_COLUMNS, _WEIGHTS = 1152, 1 << 18
+# Lengths of vectors divide it: numbers of columns that it divides are cut by all of them.
+_UNIT = 144
 # A weight with so many zeros was pruned: its zeros stay.
 _SPARSE = 0.25
 
@@ -181,13 +184,16 @@ class Storage(Offering):
         return self._candidate(site, setting, coder, written, float(error.sum()) / total if total else 0.0)
 
     def scored(self, problems: Sequence[Problem]) -> Callable[[Setting], float]:
-        """Predicted errors of settings, from some of the rows."""
-        whole = np.stack([_rows(problem.weight) for problem in problems])
-        target, grams = (whole, None) if problems[0].moments is None else _least_squares(problems, True)
-        step = max(1, whole.shape[1] // _SCORED)
-        keep = kept(whole)
-        some = Wanted(target[:, ::step], grams, None if keep is None else keep[:, ::step])
+        """Predicted errors of settings, from some of the weights."""
+        weights = np.stack([_rows(problem.weight) for problem in problems])
         kernel = problems[0].weight.shape[2:]
+        columns = _some_columns(weights.shape[2], prod(kernel))
+        part = np.ix_(np.arange(len(weights)), _some_rows(weights.shape[1], len(columns)), columns)
+        keep = kept(weights)
+        grams = None
+        if problems[0].moments is not None:
+            grams = np.stack([_moments(p).centred().xx[np.ix_(columns, columns)] for p in problems])
+        some = Wanted(weights[part], grams, None if keep is None else keep[part])
         return lambda setting: some.missed(self.fitted(setting, kernel, some, quick=True))
 
     def _candidate(
@@ -231,6 +237,21 @@ def with_types(
     raised = model.opset_imports.get("")
     note = f"opset raised from {opset} to {raised}, which has the types of the stored weights"
     return replace(report, notes=(*report.notes, note)) if raised != opset else report
+
+
+def _some_columns(count: int, taps: int) -> NDArray[np.intp]:
+    """Columns of evenly spaced channels, few enough to be coded quickly."""
+    unit = _UNIT // gcd(_UNIT, taps)
+    channels = _COLUMNS // taps // unit * unit
+    if count <= _COLUMNS or not channels:
+        return np.arange(count)
+    chosen = np.linspace(0, count // taps - 1, channels).round().astype(np.intp)
+    return (chosen[:, None] * taps + np.arange(taps)).reshape(-1)
+
+
+def _some_rows(count: int, columns: int) -> NDArray[np.intp]:
+    """Evenly spaced rows."""
+    return np.arange(0, count, max(1, count * columns // _WEIGHTS))
 
 
 def _rows(weight: Float) -> Float:
