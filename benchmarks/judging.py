@@ -206,7 +206,8 @@ class Bench:
 def compile_job(text: str, out: str) -> None:
     """Compile as a user would; write the model and its report."""
     fields: dict[str, Any] = json.loads(text)
-    job = Job(**{**fields, "replay": tuple(fields["replay"])})
+    fields["replay"] = tuple(fields["replay"])
+    job = Job(**fields)
     assert job.objective in get_args(Objective)
     work = Path(out).parent
     source = model_file(job.model, work)

@@ -22,12 +22,14 @@ __all__ = ["METHODS"]
 _BATCH = 64
 
 
-# Function of onnxsim, whether it sees the images, and its options.
+# Function of onnxsim, whether it sees the images, and its options. SparseGPT's damping is 0.01 by default; of 0.001,
+# 0.01 and 0.1 the least one loses least on resnet20.
 METHODS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "magnitude": ("apply_magnitude_pruning", False, {}),
     "magnitude-global": ("apply_magnitude_pruning", False, {"global_sparsity": True}),
     "wanda": ("apply_wanda_pruning", True, {}),
     "sparsegpt": ("apply_sparsegpt_pruning", True, {}),
+    "sparsegpt-0.001": ("apply_sparsegpt_pruning", True, {"percdamp": 0.001}),
 }
 
 

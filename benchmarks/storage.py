@@ -46,6 +46,7 @@ CLUSTERS = (
     "cluster",
     *(f"cluster(bits={bits},coefficients=int4)" for bits in (10, 9)),
     "cluster(coefficients=fp32,assignment=correlation)",
+    "cluster(coefficients=fp32,fit=weights)",
 )
 SPARSE = (
     "sparsity(pattern=2:4)",
