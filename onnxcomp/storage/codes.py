@@ -23,7 +23,7 @@ __all__ = ["index_links", "numbers_link", "operator_links", "spread_links", "sto
 Index = NDArray[np.intp]
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
 # Bytes that the nodes take which put planes together.
-_PLANES = 1500
+_PLANES = 400
 
 
 def stored_bits(bits: int, count: int) -> int:

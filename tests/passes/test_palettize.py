@@ -170,9 +170,9 @@ def test_planes_are_for_large_weights(net: ir.Model, in_context: InContext) -> N
     """3 bits in planes are three quarters of what they take in 4, but for the nodes that put them together."""
     Palettize(bits=3).run(net, in_context())
     shifted = {site for site in LAYERS if "index.shifted" in _constants(net, site)}
-    assert shifted == {"gemm"}
+    assert shifted == {"strided", "grouped", "up", "gemm", "product"}
     assert _constants(net, "gemm")["index.shifted"][0].nbytes == 3 * 64 * 192 // 8
-    assert _constants(net, "strided")["index"][0].dtype == ml_dtypes.uint4
+    assert _constants(net, "turned")["index"][0].dtype == ml_dtypes.uint4
 
 
 def test_the_opset_of_a_model_that_has_the_types_stays(parsed: Parsed, in_context: InContext) -> None:
