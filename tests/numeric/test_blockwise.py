@@ -153,8 +153,8 @@ def test_outputs_come_closer_than_by_the_nearest_codes(kind: str, share: float) 
     for seed in range(5):
         target, gram = _problem(seed)
         coder = _coder(kind, target, seed)
-        if kind == "zeros":
-            target = np.where(coder.keep, target, 0.0) if isinstance(coder, Palette) else target
+        if isinstance(coder, Palette) and coder.keep is not None:
+            target = np.where(coder.keep, target, 0.0)
         fitted = damped(gram, 0.0)
         blind = loss(plain(target, coder), target, fitted).sum()
         ordered = sequential(target, damped(gram), coder)
