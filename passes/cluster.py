@@ -36,10 +36,7 @@ Kernel = tuple[int, ...]
 
 _TEMPLATES = "templates"
 _INTEGERS: dict[str, int] = {"int8": 8, "int4": 4}
-_OFFERED: tuple[tuple[int, Coefficients], ...] = (
-    *((bits, "int8") for bits in (12, 11, 10, 8)),
-    *((bits, "int4") for bits in (11, 10, 9, 8, 7, 6, 4)),
-)
+_OFFERED: tuple[tuple[int, Coefficients], ...] = ((10, "int8"), (8, "int8"), (10, "int4"), (8, "int4"), (6, "int4"))
 # Entries of templates are stored as whole numbers of this many steps.
 _STEPS = 127.0
 

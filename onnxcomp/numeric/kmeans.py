@@ -12,6 +12,8 @@ Float = NDArray[np.float64]
 # Points a center from which on more of them change little.
 _POINTS = 192
 _ITERATIONS = 15
+# Of many centers one in so many is drawn at the same time as others, before distances are known again.
+_AT_ONCE = 16
 
 
 def kmeans(points: Float, weights: Float, centers: int, *, seed: int = 0) -> Float:
@@ -51,14 +53,25 @@ def _start(x: Float, mass: Float, centers: int, rng: np.random.Generator) -> Flo
         run = np.cumsum(mass[order])
         dense = x[order[np.minimum(np.searchsorted(run, np.linspace(0.0, run[-1], centers)), len(x) - 1)], 0]
         return np.asarray((even + dense)[:, None] / 2, np.float64)
-    chosen = [int(rng.choice(len(x), p=mass / mass.sum()))]
-    far = np.square(x - x[chosen[0]]).sum(axis=1)
-    for _ in range(centers - 1):
-        odds = far * mass
-        total = odds.sum()
-        chosen.append(int(rng.choice(len(x), p=odds / total)) if total > 0.0 else chosen[0])
-        far = np.minimum(far, np.square(x - x[chosen[-1]]).sum(axis=1))
+    far = np.full(len(x), np.inf)
+    chosen: list[int] = []
+    while len(chosen) < centers:
+        odds = mass * (far if chosen else 1.0)
+        count = min(max(1, len(chosen) // _AT_ONCE), centers - len(chosen), int(np.count_nonzero(odds)))
+        if not count:
+            chosen += chosen[:1] * (centers - len(chosen))
+            break
+        drawn = rng.choice(len(x), count, replace=False, p=odds / odds.sum())
+        far = np.minimum(far, _least_squares(x, x[drawn]))
+        chosen += drawn.tolist()
     return np.asarray(x[chosen], np.float64)
+
+
+def _least_squares(x: Float, centers: Float) -> Float:
+    """Squared distance of each point to the center next to it."""
+    squares = np.square(centers).sum(axis=1)
+    parts = [(squares - 2.0 * (x[i : i + 8192] @ centers.T)).min(axis=1) for i in range(0, len(x), 8192)]
+    return np.asarray(np.maximum(np.concatenate(parts) + np.square(x).sum(axis=1), 0.0), np.float64)
 
 
 def _nearest(x: Float, centers: Float) -> NDArray[np.intp]:

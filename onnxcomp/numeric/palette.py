@@ -24,8 +24,8 @@ Index = NDArray[np.intp]
 
 # Entries are whole numbers of this many steps, so that rows lie on a grid that int8 arithmetic takes as it is.
 _TOP = 127.0
-# Steps of conjugate gradients: entries hardly depend on each other.
-_STEPS = 8
+# Steps of conjugate gradients.
+_STEPS = 24
 # Weights that tell what the entries of a table should be, at least, and for each number in it.
 _ENTRIES, _EACH = 1 << 18, 96
 _ALL = slice(None)

@@ -28,7 +28,9 @@ Coefficients = Literal["fp32", "fp16", "int8", "int4"]
 _BITS: dict[str, int] = {"int8": 8, "int4": 4}
 # Kernels a template from which on more of them change little.
 _KERNELS = 192
-_ITERATIONS = 20
+_ITERATIONS = 12
+# Of many templates one in so many is drawn at the same time as others, before what they leave is known.
+_AT_ONCE = 16
 
 
 def find_templates(kernels: Sequence[Float], count: int, *, seed: int = 0) -> Float:
@@ -197,13 +199,19 @@ def _start(x: Float, count: int, rng: np.random.Generator) -> Float:
     """Kernels one by one, each drawn with the probability of what those before it leave of it."""
     energy = np.square(x).sum(axis=1)
     directions = x / np.sqrt(energy)[:, None]
-    chosen = [int(rng.choice(len(x), p=energy / energy.sum()))]
-    rest = energy - np.square(x @ directions[chosen[0]])
-    for _ in range(count - 1):
-        odds = np.maximum(rest, 0.0)
-        total = float(odds.sum())
-        chosen.append(int(rng.choice(len(x), p=odds / total)) if total > 1e-9 * energy.sum() else chosen[0])
-        rest = np.minimum(rest, energy - np.square(x @ directions[chosen[-1]]))
+    rest = energy
+    chosen: list[int] = []
+    while len(chosen) < count:
+        odds = np.where(rest > 1e-9 * energy, rest, 0.0)
+        size = min(max(1, len(chosen) // _AT_ONCE), count - len(chosen), int(np.count_nonzero(odds)))
+        if not size:
+            chosen += chosen[:1] * (count - len(chosen))
+            break
+        drawn = rng.choice(len(x), size, replace=False, p=odds / odds.sum())
+        lines = directions[drawn]
+        held = [np.square(x[i : i + 8192] @ lines.T).max(axis=1) for i in range(0, len(x), 8192)]
+        rest = np.minimum(rest, energy - np.concatenate(held))
+        chosen += drawn.tolist()
     found: Float = directions[chosen]
     return found
 
