@@ -47,7 +47,7 @@ def cholesky(gram: Float) -> Float:
     mean = float(np.trace(gram)) / n
     if mean <= 0.0:
         return np.eye(n)
-    for jitter in (_JITTER, 1e3 * _JITTER, 1e6 * _JITTER):
+    for jitter in (_JITTER, 1e3 * _JITTER, 1e6 * _JITTER, 1e8 * _JITTER):
         damped = gram.copy()
         damped[np.diag_indices(n)] += jitter * mean
         try:
