@@ -155,6 +155,7 @@ def optimize(
             timings=timings,
         )
         outcome = within_budget(intake, start, plan, context, budget)
+        plan = replace(plan, passes=outcome.passes or plan.passes)
         outcome = replace(outcome, model=stored(outcome.model, aim))  # all that follows is told of the written file
         tell("measure")
         outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None, chosen)
@@ -330,17 +331,18 @@ def _stamp(model: ir.Model, report: PipelineReport, plan: Plan) -> None:
     recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval", "stats")}
     model.metadata_props[VERSION] = report.version
     model.metadata_props[RECIPE] = json.dumps(
-        {**recipe, "choices": _brief(report.choices, plan)}, sort_keys=True, separators=(",", ":")
+        {**recipe, "choices": _brief(report.choices, plan, report.recipe)}, sort_keys=True, separators=(",", ":")
     )
 
 
-def _brief(choices: Sequence[Choices], plan: Plan) -> list[dict[str, dict[str, object]]]:
-    """The choices without what the pass itself says; where a recipe has options for layers, all of it."""
-    overrides = plan.overrides or ((),) * len(plan.passes)
+def _brief(choices: Sequence[Choices], plan: Plan, recipe: Mapping[str, object]) -> list[dict[str, dict[str, object]]]:
+    """The choices without what the pass itself says; where the recipe has options for layers, all of it."""
+    layers = recipe.get("layers")
+    own = layers if isinstance(layers, list) else [{}] * len(plan.passes)
     return [
         {
-            site: {k: v for k, v in choice.items() if own or not hasattr(item, k) or getattr(item, k) != v}
+            site: {k: v for k, v in choice.items() if some or not hasattr(item, k) or getattr(item, k) != v}
             for site, choice in sites.items()
         }
-        for item, own, sites in zip(plan.passes, overrides, choices, strict=True)
+        for item, some, sites in zip(plan.passes, own, choices, strict=True)
     ]

@@ -11,7 +11,7 @@ from glob import escape
 import onnx_ir as ir
 
 from onnxcomp.budget import Budget
-from onnxcomp.contract import Change, Context, Override, Value
+from onnxcomp.contract import Change, Context, Override, Pass, Value
 from onnxcomp.data import Feeds
 from onnxcomp.dial import Reading, turn
 from onnxcomp.errors import InputError, ModelError
@@ -55,12 +55,14 @@ class Outcome:
         steps: One entry a pass.
         failures: The limits that do not hold however much is given back.
         reliefs: What was done so that the limits hold, in that order; of two for one site the later one counts.
+        passes: The passes as they were turned; None: as they were given.
     """
 
     model: ir.Model
     steps: tuple[Step, ...]
     failures: tuple[str, ...] = ()
     reliefs: tuple[Relief, ...] = ()
+    passes: tuple[Pass, ...] | None = None
 
 
 def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context, budget: Budget) -> Outcome:
@@ -98,7 +100,8 @@ def within_budget(intake: Intake, start: ir.Model, plan: Plan, context: Context,
         trials = _Trials(start, plan, context, judge, done, reliefs(outcome.steps))
         outcome, failures, quality, done = trials.search(outcome, quality)
         context = trials.context
-    return replace(outcome, steps=_told(outcome.steps, done), failures=failures if budget else (), reliefs=done)
+    told = _told(outcome.steps, done)
+    return replace(outcome, steps=told, failures=failures if budget else (), reliefs=done, passes=plan.passes)
 
 
 def _turned(

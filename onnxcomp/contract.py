@@ -156,6 +156,8 @@ class Pass(ABC):
     canonicalises: ClassVar[bool] = False
     # Whether the pass leaves alone what it made itself: timed with a second one behind it, it would gain nothing.
     idempotent: ClassVar[bool] = False
+    # Whether what the user named stays even where the file does not shrink.
+    as_asked: ClassVar[bool] = False
     # Groups of options, each with a default, of which one at a time counts: a layer given one loses the pass's others.
     alternatives: ClassVar[tuple[frozenset[str], ...]] = ()
 

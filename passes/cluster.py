@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
@@ -15,15 +15,16 @@ from onnxcomp.allocation.problem import Setting
 from onnxcomp.choose import overridden
 from onnxcomp.contract import Context, PassReport, Value
 from onnxcomp.cost import Cost, stored_bytes
+from onnxcomp.errors import OptionError
 from onnxcomp.graph.edit import Link
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.blockwise import Coder
 from onnxcomp.numeric.templates import Coefficients, Linear, coefficient_ratio, find_templates, fit_linear
-from onnxcomp.options import Bounds
+from onnxcomp.options import Bounds, replace_options
 from onnxcomp.quantize.layout import Layout
 from onnxcomp.quantize.storage import narrow
-from onnxcomp.storage.base import Storage, Wanted, kept
+from onnxcomp.storage.base import Storage, Wanted, kept, reads_image
 from onnxcomp.storage.codes import index_links, numbers_link, operator_links
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class Cluster(Storage):
     Templates are the k-lines of all kernels under Pearson correlation, whatever its sign (1 - rho^2), those of more
     energy counting more. With data, a, b and (assignment=data) the template of each kernel are fitted to the layer's
     output, kernel after kernel, so that each makes up for the errors of those before it. Depthwise kernels are
-    included, 1x1 kernels have no shape to share. ONNX Runtime turns the codes into kernels once, at load (Cast, Gather,
-    Mul, Add); the speed is that of the original.
+    included; 1x1 kernels have no shape to share, and a layer that reads an image keeps its few. ONNX Runtime turns the
+    codes into kernels once, at load (Cast, Gather, Mul, Add); the speed is that of the original.
 
     Attributes:
         fit: Whether a and b follow the kernels, the data, or the data where there are any (auto).
@@ -74,7 +75,7 @@ class Cluster(Storage):
     @property
     def least_bits(self) -> int:
         """Of the number of a template, of its planes, or of a coefficient."""
-        return 2 if self.bits <= 2 else 4
+        return 2 if self.bits <= 2 else 8 if self.bits == 8 and self.coefficients != "int4" else 4
 
     def plain(self, fit: Fit, *, relu: bool) -> Cluster:
         """The pass with templates for each layer, which can be chosen for one layer at a time."""
@@ -89,6 +90,8 @@ class Cluster(Storage):
         """Say why a site stays as it is."""
         if prod(site.geometry.kernel) < 3:
             return f"kernels of {'x'.join(map(str, site.geometry.kernel))} have no shape to share"
+        if reads_image(site):
+            return f"it reads {site.channels_in} channels: its kernels are few, and count most"
         if kept(Layout(site).rows()) is not None:
             return "its zeros would be lost; use palettize, or leave sparsity out"
         return None
@@ -126,18 +129,12 @@ class Cluster(Storage):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Find the templates of the model first where all layers share them."""
+        if any("scope" in (own.options or {}) for own in context.overrides):
+            raise OptionError("cluster: scope is of the whole pass; a layer cannot have its own")
         if self.scope == "layer":
             return super().run(model, context)
         own = {option.name: getattr(self, option.name) for option in fields(self)}
-
-        class Run(_Shared):
-            """With what the layers of this run share."""
-
-            pool: ClassVar[dict[Kernel, list[Float]]] = {}
-            known: ClassVar[dict[tuple[Kernel, int], tuple[Float, float]]] = {}
-            few: ClassVar[set[Kernel]] = set()
-
-        return Run(**own).run(model, context)
+        return _Shared(**own).run(model, context)
 
     def templates_of(self, kernels: Float, kernel: tuple[int, ...], bits: int) -> tuple[Float, float]:
         """The templates (M, taps) of a layer's kernels (n, taps), and the ratio of its coefficients."""
@@ -207,8 +204,9 @@ def _floats(a: Float, b: Float, kind: Coefficients) -> list[Link]:
     ]
 
 
+@dataclass(frozen=True)
 class _Shared(Cluster):
-    """Cluster with templates for the whole model. What layers share is no option: it lies in a class of each run's own.
+    """Cluster with templates for the whole model.
 
     Attributes:
         pool: The kernels of the layers that share templates, by the size of the kernel.
@@ -216,9 +214,13 @@ class _Shared(Cluster):
         few: Sizes of kernels of which the model has so few that their templates would take more than they save.
     """
 
-    pool: ClassVar[dict[Kernel, list[Float]]]
-    known: ClassVar[dict[tuple[Kernel, int], tuple[Float, float]]]
-    few: ClassVar[set[Kernel]]
+    pool: dict[Kernel, list[Float]] = field(
+        default_factory=dict[Kernel, list[Float]], compare=False, metadata={"option": False}
+    )
+    known: dict[tuple[Kernel, int], tuple[Float, float]] = field(
+        default_factory=dict[tuple[Kernel, int], tuple[Float, float]], compare=False, metadata={"option": False}
+    )
+    few: set[Kernel] = field(default_factory=set[Kernel], compare=False, metadata={"option": False})
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Gather the kernels, then store them layer by layer."""
@@ -262,7 +264,11 @@ class _Shared(Cluster):
         if context.excluded(site.name) or not isinstance(configured, Cluster) or configured.refuse(site):
             return None
         if context.replay is not None:
-            return configured if site.name in context.replay else None
+            if site.name not in context.replay:
+                return None
+            replayed = replace_options(configured, context.replay[site.name])
+            assert isinstance(replayed, Cluster), "options leave the pass what it is"
+            configured = replayed
         smaller = configured.cost(site, configured.asked(site)[0]).bytes < site.cost.bytes
         return configured if smaller else None
 

@@ -19,7 +19,7 @@ from onnxcomp.numeric.blockwise import Coder
 from onnxcomp.numeric.palette import Effort, Palette, fit_palette
 from onnxcomp.options import Bounds
 from onnxcomp.quantize.layout import Layout
-from onnxcomp.storage.base import Storage, Wanted, kept
+from onnxcomp.storage.base import Storage, Wanted, kept, reads_image
 from onnxcomp.storage.codes import index_links, numbers_link, operator_links, spread_links
 
 __all__ = ["Palettize"]
@@ -48,7 +48,8 @@ class Palettize(Storage):
     Attributes:
         fit: Whether the table follows the weights, the data, or the data where there are any (auto).
         bits: Of an index; the table has 2^bits entries.
-        vector: Weights an entry, at most: the largest divisor of a layer's weights a channel is taken.
+        vector: Weights an entry, at most: the largest divisor of a layer's weights a channel is taken; 1 in a first
+            layer, which has few and needs them most.
         per: What shares a table: the whole tensor, every 16 output channels, or each channel.
 
     Sources: Han, Mao and Dally, Deep Compression, 2016, section 3; Stock et al., And the Bit Goes Down, 2020,
@@ -69,7 +70,7 @@ class Palettize(Storage):
     @property
     def least_bits(self) -> int:
         """Planes of bits, too, take operators that are not older than types of 4 bits."""
-        return 2 if self.bits <= 2 else 4
+        return 2 if self.bits <= 2 else 8 if self.bits == 8 else 4
 
     def plain(self, fit: Fit, *, relu: bool) -> Palettize:
         """The pass with its defaults."""
@@ -98,7 +99,8 @@ class Palettize(Storage):
     def asked(self, site: Site) -> list[Setting]:
         """The options."""
         length = Layout(site).rows().shape[1]
-        vector = max(v for v in range(1, self.vector + 1) if length % v == 0)
+        longest = 1 if reads_image(site) else self.vector
+        vector = max(v for v in range(1, longest + 1) if length % v == 0)
         return [Setting((self.bits, vector), self.per)]
 
     def choice(self, setting: Setting) -> dict[str, Value]:
@@ -121,7 +123,7 @@ class Palettize(Storage):
     def describe(self, setting: Setting) -> str:
         """Size of the table and length of the vectors."""
         bits, vector = setting.ranks
-        per = {"tensor": "", "group": f" for {_GROUP} channels", "channel": " a channel"}[setting.order]
+        per = {"tensor": "", "group": f" for up to {_GROUP} channels", "channel": " a channel"}[setting.order]
         what = "values" if vector == 1 else f"vectors of {vector}"
         return f"{2**bits} {what}{per}, {bits / vector:.3g} bits a weight"
 
@@ -175,4 +177,4 @@ def _tables(rows: int, per: str) -> int:
     """How many tables so many rows have."""
     if per == "tensor":
         return 1
-    return rows if per == "channel" or rows % _GROUP else rows // _GROUP
+    return rows if per == "channel" else rows // max(n for n in range(1, _GROUP + 1) if rows % n == 0)

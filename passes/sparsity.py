@@ -78,6 +78,7 @@ class Sparsity(Offering):
     kinds: ClassVar[tuple[str, ...]] = ("Conv", "ConvTranspose", "Gemm", "MatMul")
     # What was asked for is done, whether or not the file shrinks: TensorRT takes dense files.
     decided: ClassVar[bool] = True
+    as_asked: ClassVar[bool] = True
     alternatives: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({"amount", "pattern"}),
         frozenset({"pattern", "block"}),
@@ -317,7 +318,7 @@ class _Counted(Sparsity):
 class _Shared(Sparsity):
     """The pass with an amount for each layer, by its key; layers that have none get the pass's own."""
 
-    amounts: Mapping[str, float] = field(default_factory=dict[str, float])
+    amounts: Mapping[str, float] = field(default_factory=dict[str, float], metadata={"option": False})
 
     def _own_of(self, site: Site) -> Setting:
         amount = self.amounts.get(key_of(site))

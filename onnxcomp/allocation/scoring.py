@@ -161,7 +161,8 @@ def _score(site: Site, forms: Sequence[Offering], gram: PatchGram | None, step: 
         reason = form.refuse(site) if site.kind in form.kinds else not_for(site)
         found = [] if reason else _offers(form, site, problems, step)
         if not found:
-            refusals[form.name] = reason or "no ranks short of break-even"
+            none = "no codes are smaller" if form.saves == "bytes" else "no ranks short of break-even"
+            refusals[form.name] = reason or none
         offers += found
     return SiteScores(site, _worthy(offers), make_probes(problems) if offers else (), refusals)
 

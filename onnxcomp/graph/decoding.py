@@ -15,6 +15,7 @@ _LAYERS = frozenset(
         *("BatchNormalization", "LayerNormalization", "Softmax", "Sigmoid", "Erf", "LSTM", "GRU", "Resize"),
     }
 )
+_RANDOM = ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 def is_decoded(value: ir.Value | None) -> bool:
@@ -63,6 +64,8 @@ def _is_fixed(value: ir.Value) -> bool:
     producer = value.producer()
     if producer is None:
         return value.is_initializer() and not value.is_graph_input()
-    if producer.op_type in _LAYERS:
+    if producer.op_type in _LAYERS or producer.op_type in _RANDOM:
         return False
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in producer.attributes.values()):
+        return False  # a body may read anything
     return producer.op_type == "Constant" or any(v is not None for v in producer.inputs)

@@ -30,6 +30,8 @@ def earlier_reason(node: ir.Node, value: ir.Value, what: str) -> str | None:
         return None
     maker = producer.metadata_props.get(PASS) or node.metadata_props.get(PASS)
     done = "already quantized" if quantized else f"its {what} is stored in codes"
+    if maker == "sparsity":
+        return f"its {what} is stored as a mask of zeros: give sparsity and this pass in one pipeline, in that order"
     if maker:
         return f"{done} by {maker}: put this pass before {maker}"
     return done if quantized else None

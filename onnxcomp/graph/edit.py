@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from onnxcomp.graph.decoding import is_decoded
 
 __all__ = [
     "ORIGIN",
@@ -82,20 +85,22 @@ def merge_equal(graph: ir.Graph, pass_name: str) -> None:
     first: dict[tuple[object, ...], ir.Value] = {}
     done: dict[tuple[object, ...], ir.Value] = {}
     for node in list(graph):
-        if node.metadata_props.get(PASS) != pass_name or node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        output = node.outputs[0] if node.outputs else None
+        if node.metadata_props.get(PASS) != pass_name or output is None or not is_decoded(output):
             continue
         for index, value in enumerate(node.inputs):
             if value is None or value.const_value is None or not value.is_initializer() or value.is_graph_input():
                 continue
             tensor = value.const_value
-            kept = first.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()), value)
+            content = sha256(tensor.tobytes()).digest()
+            kept = first.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), content), value)
             if kept is not value:
                 node.replace_input_with(index, kept)
                 drop_unused(graph, [value])
         key = (node.op_type, tuple(node.inputs), tuple(sorted((k, str(v.value)) for k, v in node.attributes.items())))
-        output = done.setdefault(key, node.outputs[0])
-        if output is not node.outputs[0]:
-            node.outputs[0].replace_all_uses_with(output)
+        same = done.setdefault(key, output)
+        if same is not output and not output.is_graph_output():
+            output.replace_all_uses_with(same)
             graph.remove(node, safe=True)
 
 

@@ -243,7 +243,8 @@ def _figure(value: object) -> str:
 def _notes(document: Document, full: bool) -> Iterable[str]:
     yield f"calibrated on: {document['data']}"
     for step in document["steps"]:
-        yield from (f"{step['spec']}: {note}" for note in (*step["notes"], frontier_line(step)) if note)
+        notes = step["notes"] if step["kept"] else ()
+        yield from (f"{step['spec']}: {note}" for note in (*notes, frontier_line(step)) if note)
     folded = document["folded"]
     shown = folded if full else folded[:_FEW]
     yield from (f"canonicalised: {line}" for line in shown)

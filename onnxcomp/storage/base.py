@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnxcomp.graph.edit import Link
     from onnxcomp.graph.sites import Site
 
-__all__ = ["Storage", "Wanted", "kept", "refuse_target", "with_types"]
+__all__ = ["Storage", "Wanted", "kept", "reads_image", "refuse_target", "with_types"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -44,6 +44,8 @@ _RIDGE = 0.01
 _COLUMNS, _WEIGHTS = 1152, 1 << 18
 # Lengths of vectors divide it: numbers of columns that it divides are cut by all of them.
 _UNIT = 144
+# Channels of an image, at most.
+_IMAGE = 4
 # A weight with so many zeros was pruned: its zeros stay.
 _SPARSE = 0.25
 
@@ -256,6 +258,11 @@ def _some_rows(count: int, columns: int) -> NDArray[np.intp]:
 
 def _rows(weight: Float) -> Float:
     return weight.reshape(len(weight), -1)
+
+
+def reads_image(site: Site) -> bool:
+    """Whether a layer is a convolution of so few channels that they are those of an image."""
+    return site.kind == "Conv" and site.geometry.group == 1 and site.channels_in <= _IMAGE
 
 
 def _stacked(site: Site) -> Float:

@@ -28,7 +28,7 @@ STORE = "onnxcomp.store"
 
 _PASS = "sparsity"
 # Bytes of what is not the weight itself: nine nodes, the shapes and shifts that they read, and all their names.
-_AROUND = 1700
+_AROUND = 1000
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INT32 = ir.DataType.INT32.value
 
@@ -95,10 +95,12 @@ def _stores(model: ir.Model) -> list[_Store]:
 
 
 def _constant_of(node: ir.Node) -> ir.Value | None:
-    """The initializer that holds a layer's weight, or the codes of one behind a DequantizeLinear with zero point 0."""
+    """The initializer that holds a layer's weight, or what it is stored as: codes behind a DequantizeLinear with zero
+    point 0, half precision behind a Cast.
+    """
     value = node.inputs[1] if len(node.inputs) > 1 else None
     producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    if producer is not None and producer.op_type in ("DequantizeLinear", "Cast"):
         value = producer.inputs[0]
     if value is None or not value.is_initializer() or value.is_graph_input() or value.is_graph_output():
         return None
