@@ -179,12 +179,14 @@ class Cluster(Storage):
         else:
             a, b = (narrow(own.reshape(per_kernel), bits) for own in coder.whole())
             steps = coder.steps.astype(np.float32).reshape(-1, 1, *ones)
+            # Steps multiply the coefficients, not the kernels: what is computed at load is small as long as it can be.
             links += [
                 numbers_link("a", a),
                 numbers_link("b", b),
-                Link("scaled", "Mul", (), {}, ("shapes", "a")),
-                Link("shifted", "Add", (), {}, ("scaled", "b")),
-                Link("weight", "Mul", (steps,), {}, ("shifted",)),
+                Link("gain", "Mul", (steps,), {}, ("a",)),
+                Link("level", "Mul", (steps,), {}, ("b",)),
+                Link("scaled", "Mul", (), {}, ("shapes", "gain")),
+                Link("weight", "Add", (), {}, ("scaled", "level")),
             ]
         return [*links, *operator_links(Layout(site), "weight", bias, rows=False)]
 

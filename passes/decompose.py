@@ -121,7 +121,7 @@ class _Decided(Assigned):
     name: ClassVar[str] = "decompose"
 
 
-_FAMILY = Family(Decomposition, "decomposition", "spatial(rank=32)", _Decided)  # type: ignore[type-abstract]
+_FAMILY = Family(Decomposition, "decomposition", "spatial(rank=32)", _Decided)
 
 
 def _rounded(value: float) -> float:

@@ -108,7 +108,7 @@ class _Decided(Assigned):
     saves: ClassVar[Saves] = "bytes"
 
 
-_FAMILY = Family(Storage, "storage", "palettize(bits=4)", _Decided)  # type: ignore[type-abstract]
+_FAMILY = Family(Storage, "storage", "palettize(bits=4)", _Decided)
 
 
 def _rounded(value: float) -> float:

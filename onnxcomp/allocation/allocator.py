@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx_ir as ir
 
@@ -39,13 +40,13 @@ class Family:
     """The passes that an allocator chooses among.
 
     Attributes:
-        kind: Their base.
+        kind: Their base, an abstract :class:`Offering`.
         noun: What one of them is called.
         example: One of them, with a setting.
         assigned: Gives each site what was decided; it bears the name of the pass that allocates.
     """
 
-    kind: type[Offering]
+    kind: type[Any]
     noun: str
     example: str
     assigned: type[Assigned]
@@ -127,11 +128,12 @@ class Allocator:
 
     def _form(self, text: str) -> Offering:
         passes, own = build_pipeline(text), self.family
-        if len(passes) != 1 or not isinstance(passes[0], own.kind):
+        form = passes[0] if len(passes) == 1 and issubclass(type(passes[0]), own.kind) else None
+        if not isinstance(form, Offering):
             raise OptionError(f"{own.owner}.use: {text!r} is not one {own.noun} pass, such as {own.example}")
-        if not passes[0].named:
+        if not form.named:
             raise OptionError(f"{own.owner}.use: {text!r} names no setting; write it, as in {own.example}")
-        return passes[0]
+        return form
 
     def _forms(self) -> list[Offering]:
         """The passes to choose from, as their defaults are but for the fit."""
@@ -142,7 +144,7 @@ class Allocator:
                 kind = load_pass(name)
             except UnknownPassError as error:
                 raise UnknownPassError(f"{self.family.owner}.forms: {error}") from error
-            if issubclass(kind, self.family.kind):
+            if issubclass(kind, Offering) and issubclass(kind, self.family.kind):
                 found.append(kind().plain(self.fit, relu=self.relu))
             elif wanted is not None:
                 raise OptionError(

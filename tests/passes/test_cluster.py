@@ -109,8 +109,9 @@ def _decoded(model: ir.Model, site: str, bits: int, shape: tuple[int, ...]) -> A
     if "a" not in own:
         return np.asarray(shapes * own["scaled"][0] + own["weight"][0])
     a, b = (own[name][0].astype(np.float32) for name in ("a", "b"))
-    kernels = shapes * a + b
-    return np.asarray(kernels * own["weight"][0] if own["weight"] else kernels)
+    if "gain" in own:
+        a, b = a * own["gain"][0], b * own["level"][0]
+    return np.asarray(shapes * a + b)
 
 
 FORMS = [(1, "fp32"), (3, "fp16"), (4, "int8"), (5, "int4"), (6, "fp32"), (7, "int8")]
