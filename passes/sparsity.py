@@ -36,6 +36,9 @@ __all__ = ["Sparsity"]
 Float = NDArray[np.float64]
 Amount = Annotated[float, Bounds(0, 1, open_low=True, open_high=True)]
 
+Method = Literal["auto", "magnitude", "gram"]
+
+_METHODS: Mapping[Fit, Method] = {"auto": "auto", "weights": "magnitude", "data": "gram"}
 _AMOUNT = 0.5
 _MOST = 0.95
 # A layer with fewer zeros gets none at all where a budget asks for less.
@@ -87,7 +90,7 @@ class Sparsity(Offering):
     amount: Amount | None = None
     pattern: str | None = None
     block: str | None = None
-    method: Literal["auto", "magnitude", "gram"] = "auto"
+    method: Method = "auto"
     allocation: Literal["uniform", "global", "sensitivity"] = "uniform"
     store: Literal["auto", "dense", "mask"] = "auto"
     permute: bool = True
@@ -115,7 +118,7 @@ class Sparsity(Offering):
     def plain(self, fit: Fit, *, relu: bool) -> Sparsity:
         """The pass with no amount given."""
         del relu
-        return Sparsity(method={"auto": "auto", "weights": "magnitude", "data": "gram"}[fit])  # type: ignore[arg-type]
+        return Sparsity(method=_METHODS[fit])
 
     def explicit(self) -> bool:
         """Whether an amount or a pattern was given."""
