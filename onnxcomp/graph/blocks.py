@@ -1,0 +1,309 @@
+"""Residual blocks: find the branches that can go, so that only the shortcut past them stays, and take some out.
+
+A block is an Add of a shortcut and a branch, both computed from one value, the source. The shortcut is the source
+itself or a short path from it, such as a projection, a pooling or a slice with padding. Without the branch the shortcut
+stands for the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import combinations
+
+import onnx_ir as ir
+
+from onnxcomp.cost import Cost, node_macs
+from onnxcomp.graph.edit import ORIGIN, PASS, drop_unused, names_of, origin_of, unique_name
+from onnxcomp.graph.fold.values import is_op
+from onnxcomp.graph.limits import activation_limits, value_limits
+from onnxcomp.graph.sites import static_shape
+
+__all__ = ["Block", "Blocks", "drop", "find_blocks"]
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+_NORMALISING = ("LayerNormalization", "SkipLayerNormalization", "Attention", "MultiHeadAttention", "RMSNormalization")
+# Nodes of a shortcut that is not the source itself, decoding of weights aside.
+_SHORT = 12
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """A residual block whose branch can go.
+
+    Attributes:
+        name: Name of the Add in the user's own model.
+        add: The Add.
+        branch: The nodes that go with the branch, in topological order.
+        source: The value that the branch is computed from.
+        shortcut: The other operand of the Add; the source itself, or computed from it.
+        sites: Names, in the user's own model, of the branch's nodes that have weights.
+        cost: Of the branch: its MACs, and the constants that nothing else reads.
+    """
+
+    name: str
+    add: ir.Node
+    branch: tuple[ir.Node, ...]
+    source: ir.Value
+    shortcut: ir.Value
+    sites: tuple[str, ...]
+    cost: Cost
+
+    def excludes(self, other: Block) -> bool:
+        """Whether the two cannot both be dropped: one lies in the other's branch, or they are the same."""
+        own = {self.add, *self.branch}
+        return other.add in own or self.add in other.branch or not own.isdisjoint(other.branch)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What was found.
+
+    Attributes:
+        blocks: The blocks that can go, in topological order of their Adds; some may lie inside others.
+        refusals: By the name of an Add of two activations that looks like the end of a block: why it is none.
+    """
+
+    blocks: tuple[Block, ...]
+    refusals: Mapping[str, str]
+
+
+class _NoBlockError(Exception):
+    """Why an Add with this operand as its branch is no block."""
+
+
+def find_blocks(model: ir.Model) -> Blocks:
+    """Find the residual blocks of the main graph that hold a layer with weights; the model is not modified.
+
+    Left alone are blocks of transformers, which hold a product of two activations or a layer normalisation; branches
+    that anything else reads from, or that read anything but the source; and sums that broadcast.
+
+    Args:
+        model: A model with inferred shapes.
+    """
+    walk = _Walk(model.graph)
+    blocks: list[Block] = []
+    refusals: dict[str, str] = {}
+    for node in model.graph:
+        if not is_op(node, "Add", "Sum") or PASS in node.metadata_props:
+            continue
+        found = walk.block(node)
+        if isinstance(found, Block):
+            blocks.append(found)
+        elif found:
+            refusals[origin_of(node)] = found
+    return Blocks(tuple(blocks), refusals)
+
+
+def drop(model: ir.Model, blocks: Sequence[Block]) -> None:
+    """Drop the branches of blocks, in place; the model is to have been unchanged since they were found.
+
+    What stands for a value behind a block takes its name: the shortcut that of the sum, and where the sum's Relu (or
+    Clip) would only repeat the one that made the shortcut, that of the second one's output, while what the first one
+    reads takes the name of the sum. So one and the same name stands for values that should be alike in the model before
+    and after. An Identity bears the name where the shortcut is read elsewhere too or cannot be renamed.
+
+    Raises:
+        ValueError: Two of the blocks lie one in the other.
+    """
+    for one, other in combinations(blocks, 2):
+        if one.excludes(other):
+            raise ValueError(f"the blocks {one.name!r} and {other.name!r} exclude each other")
+    order = {node: index for index, node in enumerate(model.graph)}
+    # Upwards, so that of several names in a row the last one wins and what belongs to the other blocks stays.
+    for block in sorted(blocks, key=lambda block: order[block.add], reverse=True):
+        _drop(model.graph, block)
+
+
+class _Walk:
+    def __init__(self, graph: ir.Graph) -> None:
+        self._nodes = tuple(graph)
+        self._order = {node: index for index, node in enumerate(self._nodes)}
+        self._varying = set(_varying(graph))
+
+    def block(self, add: ir.Node) -> Block | str | None:
+        """The block that an Add ends, or why it ends none; None for a sum that does not look like the end of one."""
+        if len(add.inputs) != 2 or not all(value in self._varying for value in add.inputs):
+            return None
+        left, right = (value for value in add.inputs if value is not None)
+        if left is right:
+            return None
+        found: list[tuple[int, Block]] = []
+        reasons: list[str] = []
+        for end, shortcut in ((left, right), (right, left)):
+            try:
+                found.append(self._cut(add, end, shortcut))
+            except _NoBlockError as reason:
+                reasons.append(str(reason))
+        if found:
+            return max(found, key=lambda pair: pair[0])[1]
+        return next((reason for reason in reasons if reason), None)
+
+    def _cut(self, add: ir.Node, end: ir.Value, shortcut: ir.Value) -> tuple[int, Block]:
+        """The block with this operand as its branch, and by how many layers the branch is longer than the shortcut."""
+        branch = self._exclusive(end, add)
+        layers = [node for node in branch if self._is_layer(node)]
+        if not layers:
+            past = () if branch else self._path(end, shortcut) or ()
+            raise _NoBlockError("its branch is also read elsewhere" if any(map(self._is_layer, past)) else "")
+        inside = {value for node in branch for value in node.outputs}
+        given = [v for node in branch for v in node.inputs if v is not None and v in self._varying and v not in inside]
+        source = given[0]
+        if any(value is not source for value in given):
+            raise _NoBlockError(f"its branch reads {len(set(given))} activations")
+        path = self._path(shortcut, source)
+        if path is None:
+            raise _NoBlockError("its branch does not begin where the shortcut does, or is read elsewhere too")
+        _refuse(add, end, shortcut, branch, self._varying)
+        longer = len(layers) - sum(self._is_layer(node) for node in path)
+        if longer <= 0:
+            raise _NoBlockError("neither operand of the sum is a shortcut past the other")
+        sites = tuple(dict.fromkeys(origin_of(node) for node in layers))
+        return longer, Block(origin_of(add), add, branch, source, shortcut, sites, _cost(branch))
+
+    def _is_layer(self, node: ir.Node) -> bool:
+        return node.op_type in _LAYERS and any(value in self._varying for value in node.inputs)
+
+    def _exclusive(self, end: ir.Value, add: ir.Node) -> tuple[ir.Node, ...]:
+        """The nodes that nothing needs but the Add through this operand, in topological order."""
+        found: set[ir.Node] = set()
+        pending = self._places([end])
+        while pending:
+            node = self._nodes[-heappop(pending)]
+            if node not in found and all(
+                _only_read_by(value, found | {add} if value is end else found) for value in node.outputs
+            ):
+                found.add(node)
+                for place in self._places(node.inputs):
+                    heappush(pending, place)
+        return tuple(sorted(found, key=lambda node: self._order[node]))
+
+    def _places(self, values: Iterable[ir.Value | None]) -> list[int]:
+        """Where the producers of values stand, the last one first."""
+        producers = (value.producer() for value in values if value is not None)
+        return sorted(-self._order[node] for node in producers if node is not None and node in self._order)
+
+    def _path(self, end: ir.Value, start: ir.Value) -> set[ir.Node] | None:
+        """The nodes between two values, a few at most; None where the second is not computed from the first alone."""
+        path: set[ir.Node] = set()
+        pending = [] if end is start else [end]
+        while pending:
+            node = pending.pop().producer()
+            if node is None or len(path) > _SHORT:
+                return None
+            path.add(node)
+            pending += [v for v in node.inputs if v is not None and v in self._varying and v is not start]
+        return path
+
+
+def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values that depend on an input of the graph."""
+    found = {value for value in graph.inputs if not value.is_initializer()}
+    for node in graph:
+        reads = [
+            *node.inputs,
+            *(value for body in _bodies(node) for inner in body.all_nodes() for value in inner.inputs),
+        ]
+        if any(value in found for value in reads):
+            found.update(node.outputs)
+    yield from found
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _only_read_by(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    return not value.is_graph_output() and all(use.node in nodes for use in value.uses())
+
+
+def _refuse(add: ir.Node, end: ir.Value, shortcut: ir.Value, branch: Sequence[ir.Node], varying: set[ir.Value]) -> None:
+    """Raise where the branch must stay for what it is, or where the sum is not of two equal shapes."""
+    if any(True for node in branch for _ in _bodies(node)):
+        raise _NoBlockError("its branch holds an If, Loop or Scan")
+    kinds = {node.op_type for node in branch}
+    products = (node for node in branch if node.op_type == "MatMul")
+    if any(all(value in varying for value in node.inputs) for node in products):
+        raise _NoBlockError("its branch holds a product of two activations, as transformers do")
+    if not kinds.isdisjoint(_NORMALISING) or {"ReduceMean", "Sqrt"} <= kinds:
+        raise _NoBlockError("its branch holds a layer normalisation, as those of transformers do")
+    if add.outputs[0].dtype not in (None, ir.DataType.FLOAT):
+        raise _NoBlockError("the sum is not float32")
+    mine, theirs = static_shape(end), static_shape(shortcut)
+    if len(mine) < 2 or len(theirs) < 2:
+        raise _NoBlockError("the shapes of the sum's operands are unknown")
+    pairs = list(zip(mine, theirs, strict=False))
+    if len(mine) != len(theirs) or any(a != b and (None not in (a, b) or 1 in (a, b)) for a, b in pairs):
+        raise _NoBlockError(f"the shapes of the sum's operands differ: {mine} and {theirs}")
+    if None in pairs[1] and None in pairs[-1]:
+        raise _NoBlockError("the number of channels is unknown")
+
+
+def _cost(branch: Sequence[ir.Node]) -> Cost:
+    nodes = set(branch)
+    macs = [node_macs(node) for node in branch]
+    parameters = size = 0
+    for value in dict.fromkeys(value for node in branch for value in node.inputs if value is not None):
+        tensor = value.const_value
+        if tensor is not None and value.is_initializer() and _only_read_by(value, nodes):
+            parameters += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.itemsize <= 1 else 0
+            size += tensor.nbytes
+    return Cost(parameters, None if None in macs else sum(m for m in macs if m is not None), size)
+
+
+def _drop(graph: ir.Graph, block: Block) -> None:
+    shortcut, total = block.shortcut, block.add.outputs[0]
+    repeated = _repeated(block)
+    last = total if repeated is None else repeated.outputs[0]
+    gone = {block.add, *block.branch, *([] if repeated is None else [repeated])}
+    movable = shortcut.producer() is not None and _only_read_by(shortcut, gone)
+    stand_in = shortcut
+    if not movable:
+        taken = names_of(graph)
+        node = ir.node(
+            "Identity", [shortcut], name=unique_name(graph, f"{block.add.name or last.name}.shortcut", taken)
+        )
+        node.metadata_props.update({**block.add.metadata_props, ORIGIN: block.name})
+        graph.insert_before(block.add, node)
+        stand_in = node.outputs[0]
+    ir.convenience.replace_all_uses_with(last, stand_in, replace_graph_outputs=True)
+    constants = dict.fromkeys(v for node in gone for v in node.inputs if v is not None and v.is_initializer())
+    graph.remove([node for node in graph if node in gone], safe=True)
+    drop_unused(graph, constants)
+    _become(stand_in, last)
+    first = shortcut.producer()
+    if movable and repeated is not None and first is not None and first.op_type == repeated.op_type:
+        before = first.inputs[0]
+        if before is not None and before.producer() is not None and _only_read_by(before, {first}):
+            _become(before, total)
+
+
+def _become(value: ir.Value, other: ir.Value) -> None:
+    """Let a value take the place of another one, which has left the graph, in the eyes of who goes by names."""
+    value.name, value.doc_string = other.name, other.doc_string
+    value.type = value.type if other.type is None else other.type
+    value.shape = value.shape if other.shape is None else other.shape
+    for mine, theirs in ((value.metadata_props, other.metadata_props), (value.meta, other.meta)):
+        mine.clear()
+        mine.update(theirs)
+
+
+def _repeated(block: Block) -> ir.Node | None:
+    """The activation behind the sum, where without the branch it would change nothing."""
+    total = block.add.outputs[0]
+    readers = {use.node for use in total.uses()}
+    if len(readers) != 1 or total.is_graph_output():
+        return None
+    (reader,) = readers
+    if reader.graph is not block.add.graph or reader.inputs[0] is not total or reader.inputs.count(total) > 1:
+        return None
+    leaves = activation_limits(reader)
+    if leaves is None:
+        return None
+    low, high = value_limits(block.shortcut)
+    return reader if low >= leaves[0] and high <= leaves[1] else None
