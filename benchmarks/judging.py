@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -21,15 +22,17 @@ from typing import Any, get_args
 import numpy as np
 from common import Array, lost_points, outputs, session, sqnr
 from real import images, model_file
+from scenes import SCENES, scenes
 
 import onnxcomp
 from onnxcomp.contract import Objective
 from onnxcomp.report.schema import report_document
 from onnxcomp.runtime.timing import Speedup, paired
 
-__all__ = ["Bench", "Job", "Judged", "compile_job"]
+__all__ = ["Bench", "Job", "Judged", "compile_job", "pictures", "points", "told"]
 
-COUNTS = {"vgg16_cifar10": 2048, "imagenet": 256}
+COUNTS = {"vgg16_cifar10": 2048, "imagenet": 256, **{model: facts[-1] for model, facts in SCENES.items()}}
+_HELD_OUT = 32  # images of a model without labels
 _BUDGET_IMAGES = 4096
 Choices = Mapping[str, Mapping[str, Any]]
 
@@ -89,7 +92,7 @@ class Judged:
 
     @property
     def drop(self) -> str:
-        return f"{self.lost:.2f} ({self.lost - self.half:.2f} to {self.lost + self.half:.2f})"
+        return points(self.lost, self.half)
 
     @property
     def faster(self) -> str:
@@ -176,10 +179,15 @@ class Bench:
         )
 
     def accuracy(self, model: str, path: Path) -> tuple[float, float, float]:
-        """Points of top-1 that any file of a model loses, half their 95 % interval, and the SQNR of its outputs."""
+        """Points of top-1 that any file of a model loses, half their 95 % interval, and the SQNR of its outputs.
+
+        The points are NaN where the model has no labelled images.
+        """
         source = model_file(model, self.work)
-        labels = images(model, "eval", 10**9)[2]
-        lost, half = lost_points(self._outputs(model, source), self._outputs(model, path), labels)
+        labels = pictures(model, "eval", 10**9)[2]
+        lost, half = math.nan, math.nan
+        if labels is not None:
+            lost, half = lost_points(self._outputs(model, source), self._outputs(model, path), labels)
         return lost, half, self.decibels(model, source, path)
 
     def decibels(self, model: str, base: Path, own: Path) -> float:
@@ -189,7 +197,7 @@ class Bench:
     def _outputs(self, model: str, path: Path) -> list[Array]:
         kept = self.work / f"{path.name}.outputs.npz"
         if not kept.exists() or kept.stat().st_mtime < path.stat().st_mtime:
-            name, x, _ = images(model, "eval", 10**9)
+            name, x, _ = pictures(model, "eval", 10**9)
             found = outputs(session(path, threads=os.cpu_count() or 1), name, x)
             np.savez(kept, *found)
         with np.load(kept) as stored:
@@ -198,9 +206,34 @@ class Bench:
     def _speed(self, model: str, source: Path, path: Path) -> Speedup:
         kept = self.work / f"{path.name}.speed.json"
         if not kept.exists() or kept.stat().st_mtime < path.stat().st_mtime:
-            name, x, _ = images(model, "eval", 1)
+            name, x, _ = pictures(model, "eval", 1)
             kept.write_text(json.dumps(asdict(paired(source, path, {name: x}, rounds=300, budget_s=10))))
         return Speedup(**json.loads(kept.read_text()))
+
+
+def pictures(model: str, split: str, count: int) -> tuple[str, Array, Array | None]:
+    """Return (input name, images, labels) of a model; None for the labels, and few images, where there are none."""
+    if model not in SCENES:
+        return images(model, split, count)
+    name, x = scenes(model, split, min(count, SCENES[model][-1] if split == "train" else _HELD_OUT))
+    return name, x, None
+
+
+def points(lost: float, half: float) -> str:
+    """Points of top-1 with their interval; empty where there are no labels."""
+    return "" if math.isnan(lost) else f"{lost:.2f} ({lost - half:.2f} to {lost + half:.2f})"
+
+
+def told(job: Job, own: Judged) -> list[str]:
+    """Limits that do not hold, what was rolled back, and why layers were left alone."""
+    lines = [f"fails: {failure}" for failure in own.report["failures"]]
+    for step in own.report["steps"]:
+        reasons = Counter(skip["reason"] for skip in step["skips"])
+        changes = len(step["changes"])
+        left = [f"{count}: {reason}" for reason, count in reasons.most_common(4)]
+        lines += [f"{step['spec']} changes {changes} layers and leaves alone {'; '.join(left)}"] if left else []
+        lines += [] if step["kept"] or not step["why"] else [f"{step['spec']} is rolled back: {step['why']}"]
+    return [f"- {job.model} `{job.pipeline}`: {line}\n" for line in lines]
 
 
 def compile_job(text: str, out: str) -> None:
@@ -211,7 +244,7 @@ def compile_job(text: str, out: str) -> None:
     assert job.objective in get_args(Objective)
     work = Path(out).parent
     source = model_file(job.model, work)
-    name, x, _ = images(job.model, "train", job.count or 1)
+    name, x, _ = pictures(job.model, "train", job.count or 1)
     scored = None
     if job.max_drop is not None:
         _, more, labels = images(job.model, "train", _BUDGET_IMAGES, job.count)

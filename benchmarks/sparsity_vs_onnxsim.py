@@ -14,20 +14,15 @@ Prints Markdown; files are kept in DIR and used again.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from common import Array
 from judging import Bench, Job
+from onnxsim_peer import peer_of
 from onnxsim_pruning import METHODS
-from real import images, model_file
+from real import model_file
 from weights import conv_weights
 
 MODELS = ("resnet20_cifar10", "resnet32_cifar10", "vgg16_cifar10")
@@ -38,32 +33,10 @@ OWN = {
 }
 
 
-@dataclass(frozen=True)
-class Peer:
-    """onnxsim's interpreter, and the images that it gets."""
-
-    python: str
-    calibration: Path
-
-    def pruned(self, method: str, amount: str, source: Path, work: Path) -> tuple[Path, str]:
-        """The pruned file and onnxsim's version; exits with onnxsim's message where it fails."""
-        name = f"{self.calibration.stem}.onnxsim-{method}.{amount.replace(':', '-')}.onnx"
-        out, note = work / name, work / f"{name}.json"
-        if not note.exists():
-            worker = str(Path(__file__).with_name("onnxsim_pruning.py"))
-            call = [self.python, worker, method, amount, str(source), str(out), str(self.calibration)]
-            done = subprocess.run(call, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{method} {amount} of {source.stem}\n{done.stderr}")
-            note.write_text(done.stdout.splitlines()[-1])
-            print(f"{source.stem} {method} {amount}: {note.read_text()}", file=sys.stderr, flush=True)
-        return out, json.loads(note.read_text())["version"]
-
-
 def compare(model: str, bench: Bench, python: str, count: int) -> Iterator[str]:
     """The rows of a model."""
     source = model_file(model, bench.work)
-    peer = Peer(python, _calibration(model, bench.work, count))
+    peer = peer_of(python, model, bench.work, count, "onnxsim_pruning.py")
     for amount in AMOUNTS:
         for method in METHODS:
             if not bench.wanted(model, f"onnxsim {method} {amount}") or (":" in amount and method.endswith("global")):
@@ -84,15 +57,6 @@ def _row(bench: Bench, model: str, tool: str, path: Path) -> str:
         f"| {model} | {tool} | {100 * weights.zeros:.1f} % | {weights.two_of_four} | {weights.two_of_four_in_rows} "
         f"| {lost:.2f} ({lost - half:.2f} to {lost + half:.2f}) | {decibels:.1f} |\n"
     )
-
-
-def _calibration(model: str, work: Path, count: int) -> Path:
-    path = work / f"{model}.train.{count}.npz"
-    if not path.exists():
-        name, x, _ = images(model, "train", count)
-        columns: dict[str, Array] = {name: x}
-        np.savez(path, **columns)  # type: ignore[arg-type]
-    return path
 
 
 def _put_back(source: Path, pruned: Path) -> Path:

@@ -23,13 +23,12 @@ import argparse
 import json
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from judging import Bench, Job, Judged
+from judging import Bench, Job, Judged, told
 from real import model_file
 from weights import ConvWeights, conv_weights
 
@@ -96,7 +95,7 @@ def table(name: str, bench: Bench) -> Iterator[str]:
         counts = [f"{100 * weights.zeros:.1f} %", weights.two_of_four] if sparse else []
         cells = [job.model, f"`{job.pipeline}`", *limit, *counts, *_figures(bench, job, own, weights)]
         yield f"| {' | '.join(cells)} |\n"
-        notes += _notes(job, own)
+        notes += told(job, own)
     yield "\n" + "".join(notes)
 
 
@@ -143,18 +142,6 @@ def _loading(source: Path, path: Path) -> str:
 
 def _open(content: bytes) -> None:
     open_session(content)
-
-
-def _notes(job: Job, own: Judged) -> list[str]:
-    """Limits that do not hold, what was rolled back, and why layers were left alone."""
-    told = [f"fails: {failure}" for failure in own.report["failures"]]
-    for step in own.report["steps"]:
-        reasons = Counter(skip["reason"] for skip in step["skips"])
-        changes = len(step["changes"])
-        left = [f"{count}: {reason}" for reason, count in reasons.most_common(4)]
-        told += [f"{step['spec']} changes {changes} layers and leaves alone {'; '.join(left)}"] if left else []
-        told += [] if step["kept"] or not step["why"] else [f"{step['spec']} is rolled back: {step['why']}"]
-    return [f"- {job.model} `{job.pipeline}`: {line}\n" for line in told]
 
 
 def main() -> None:
