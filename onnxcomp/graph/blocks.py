@@ -36,19 +36,38 @@ class Block:
         name: Name of the Add in the user's own model.
         add: The Add.
         branch: The nodes that go with the branch, in topological order.
+        layers: Those of them that have weights.
         source: The value that the branch is computed from.
         shortcut: The other operand of the Add; the source itself, or computed from it.
-        sites: Names, in the user's own model, of the branch's nodes that have weights.
-        cost: Of the branch: its MACs, and the constants that nothing else reads.
+        axis: Of the channels of both operands: the second one, or the last one (-1) behind a matrix product.
     """
 
     name: str
     add: ir.Node
     branch: tuple[ir.Node, ...]
+    layers: tuple[ir.Node, ...]
     source: ir.Value
     shortcut: ir.Value
-    sites: tuple[str, ...]
-    cost: Cost
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of both operands."""
+        known = (static_shape(value)[self.axis] for value in self.add.inputs)
+        return next(channels for channels in known if channels is not None)
+
+    @property
+    def sites(self) -> dict[str, Cost]:
+        """The cost of each layer of the branch, by their names in the user's own model."""
+        found: dict[str, Cost] = {}
+        for node in self.layers:
+            found[origin_of(node)] = found.get(origin_of(node), Cost(0, 0, 0)) + _cost([node], shared=True)
+        return found
+
+    @property
+    def cost(self) -> Cost:
+        """MACs of the branch, and its constants that nothing else reads."""
+        return _cost(self.branch)
 
     def excludes(self, other: Block) -> bool:
         """Whether the two cannot both be dropped: one lies in the other's branch, or they are the same."""
@@ -155,12 +174,13 @@ class _Walk:
         path = self._path(shortcut, source)
         if path is None:
             raise _NoBlockError("its branch does not begin where the shortcut does, or is read elsewhere too")
-        _refuse(add, end, shortcut, branch, self._varying)
+        axis = _axis(branch, layers[-1])
+        _refuse(branch, self._varying)
+        _compare(add, end, shortcut, axis)
         longer = len(layers) - sum(self._is_layer(node) for node in path)
         if longer <= 0:
             raise _NoBlockError("neither operand of the sum is a shortcut past the other")
-        sites = tuple(dict.fromkeys(origin_of(node) for node in layers))
-        return longer, Block(origin_of(add), add, branch, source, shortcut, sites, _cost(branch))
+        return longer, Block(origin_of(add), add, branch, tuple(layers), source, shortcut, axis)
 
     def _is_layer(self, node: ir.Node) -> bool:
         return node.op_type in _LAYERS and any(value in self._varying for value in node.inputs)
@@ -222,8 +242,14 @@ def _only_read_by(value: ir.Value, nodes: set[ir.Node]) -> bool:
     return not value.is_graph_output() and all(use.node in nodes for use in value.uses())
 
 
-def _refuse(add: ir.Node, end: ir.Value, shortcut: ir.Value, branch: Sequence[ir.Node], varying: set[ir.Value]) -> None:
-    """Raise where the branch must stay for what it is, or where the sum is not of two equal shapes."""
+def _axis(branch: Sequence[ir.Node], last: ir.Node) -> int:
+    """The axis of the channels of what a branch writes, by its last layer."""
+    behind = branch[branch.index(last) + 1 :]
+    return 1 if "Conv" in last.op_type or any(is_op(node, "Transpose") for node in behind) else -1
+
+
+def _refuse(branch: Sequence[ir.Node], varying: set[ir.Value]) -> None:
+    """Raise where the branch must stay for what it is."""
     if any(True for node in branch for _ in _bodies(node)):
         raise _NoBlockError("its branch holds an If, Loop or Scan")
     kinds = {node.op_type for node in branch}
@@ -232,6 +258,10 @@ def _refuse(add: ir.Node, end: ir.Value, shortcut: ir.Value, branch: Sequence[ir
         raise _NoBlockError("its branch holds a product of two activations, as transformers do")
     if not kinds.isdisjoint(_NORMALISING) or {"ReduceMean", "Sqrt"} <= kinds:
         raise _NoBlockError("its branch holds a layer normalisation, as those of transformers do")
+
+
+def _compare(add: ir.Node, end: ir.Value, shortcut: ir.Value, axis: int) -> None:
+    """Raise where the sum is not of two equal shapes, as far as they are known, in float32."""
     if add.outputs[0].dtype not in (None, ir.DataType.FLOAT):
         raise _NoBlockError("the sum is not float32")
     mine, theirs = static_shape(end), static_shape(shortcut)
@@ -240,17 +270,17 @@ def _refuse(add: ir.Node, end: ir.Value, shortcut: ir.Value, branch: Sequence[ir
     pairs = list(zip(mine, theirs, strict=False))
     if len(mine) != len(theirs) or any(a != b and (None not in (a, b) or 1 in (a, b)) for a, b in pairs):
         raise _NoBlockError(f"the shapes of the sum's operands differ: {mine} and {theirs}")
-    if None in pairs[1] and None in pairs[-1]:
+    if pairs[axis] == (None, None):
         raise _NoBlockError("the number of channels is unknown")
 
 
-def _cost(branch: Sequence[ir.Node]) -> Cost:
-    nodes = set(branch)
-    macs = [node_macs(node) for node in branch]
+def _cost(nodes: Sequence[ir.Node], *, shared: bool = False) -> Cost:
+    """MACs of nodes, and their constants; of those that other nodes read as well only where `shared`."""
+    macs = [node_macs(node) for node in nodes]
     parameters = size = 0
-    for value in dict.fromkeys(value for node in branch for value in node.inputs if value is not None):
+    for value in dict.fromkeys(value for node in nodes for value in node.inputs if value is not None):
         tensor = value.const_value
-        if tensor is not None and value.is_initializer() and _only_read_by(value, nodes):
+        if tensor is not None and value.is_initializer() and (shared or _only_read_by(value, set(nodes))):
             parameters += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.itemsize <= 1 else 0
             size += tensor.nbytes
     return Cost(parameters, None if None in macs else sum(m for m in macs if m is not None), size)

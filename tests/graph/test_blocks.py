@@ -201,8 +201,8 @@ def test_sums_without_a_layer_in_a_branch_are_no_blocks(built: Callable[[str], i
 def test_what_a_block_holds(built: Callable[[str], ir.Model]) -> None:
     body, _ = FOUND["nested"]
     inside, outside = find_blocks(built(body)).blocks
-    assert inside.sites == ("c1", "last1")
-    assert set(inside.sites) < set(outside.sites)
+    assert list(inside.sites) == ["c1", "last1"] and set(inside.sites) < set(outside.sites)
+    assert sum(cost.bytes for cost in inside.sites.values()) == inside.cost.bytes
     assert inside.cost.parameters == 2 * 4 * 4 * 9 and inside.cost.macs == 2 * 4 * 4 * 9 * 64
     assert inside.cost.bytes == 4 * inside.cost.parameters
     assert outside.source is inside.source is outside.shortcut
