@@ -90,7 +90,7 @@ SHARES = {
     MOBILENET: ("0.05", "0.1"),
     **dict.fromkeys(SCENES, ("0.1", "0.2")),
 }
-OWN_METHODS = ("l2", "wanda", "wanda-fitted")
+PEER_METHODS = ("l2", "wanda", "wanda-global")
 
 
 def targets(bench: Bench, _: str | None) -> Iterator[str]:
@@ -139,7 +139,7 @@ def onnxsim(bench: Bench, python: str | None) -> Iterator[str]:
         source = model_file(model, bench.work)
         count = min(512, Job(model, "").count)
         peer = peer_of(python, model, bench.work, count, "onnxsim_channels.py")
-        for method in OWN_METHODS:
+        for method in PEER_METHODS:
             assert method in METHODS
             for share in shares:
                 if bench.wanted(model, f"{method} {share}"):
