@@ -77,7 +77,7 @@ def test_what_adds_nothing_goes_first_and_for_free(seed: int) -> None:
     silent, unread = rng.permutation(6)[:2].tolist()
     live = (c.labels != silent).astype(float)
     weight = np.where(c.labels == unread, 0.0, c.weight)
-    path = eliminate([Consumer(weight, c.gram * np.outer(live, live), c.labels)], 6)
+    path = eliminate([Consumer(weight, c.gram * np.outer(live, live), c.labels)], 6, keep_at_least=0)
     free = {silent, unread} | (set(range(6)) - set(c.labels.tolist()))
     assert set(path.order[: len(free)].tolist()) == free
     np.testing.assert_array_equal(path.errors[0, : len(free) + 1], 0.0)

@@ -71,7 +71,8 @@ def _vanishing(matrix: Float, penalties: Float) -> Float:
         pulled = factors + step * (1.0 - factors) @ matrix
         factors = np.sign(pulled) * np.maximum(np.abs(pulled) - step * penalties[:, None] / 2, 0.0)
     alive = np.abs(factors) > 1e-9
-    return np.where(alive, penalties[:, None], 0.0).max(axis=0)
+    last: Float = np.where(alive, penalties[:, None], 0.0).max(axis=0)
+    return last
 
 
 @pytest.mark.parametrize("seed", range(6))
