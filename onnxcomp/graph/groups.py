@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxcomp.graph.flow import Blocked
 from onnxcomp.graph.fold.values import is_op
+from onnxcomp.graph.foreign import foreign_reason
 from onnxcomp.graph.labels import Labels
 from onnxcomp.graph.slotlayers import LAYERS, WEIGHTED
 from onnxcomp.graph.slotrules import RULES
@@ -24,6 +25,9 @@ from onnxcomp.graph.slots import Edit, Fixed, Known, Refuse, Slots, Trace, named
 from onnxcomp.graph.slotshapes import SHAPED, trace_vector
 
 __all__ = ["Group", "Groups", "find_groups"]
+
+# From this opset on axes and sizes are inputs and Softmax works along one axis.
+_OLDEST = 13
 
 _RULES = {**RULES, **SHAPED, **LAYERS}
 
@@ -85,8 +89,9 @@ def find_groups(model: ir.Model, refuse: Refuse | None = None) -> Groups:
     for value in model.graph.inputs:
         trace.known[value] = Fixed(f"{value.name} is an input of the model")
     reasons: dict[ir.Node, str] = {}
+    old = model.opset_imports.get("", _OLDEST) < _OLDEST
     for node in model.graph:
-        _visit(trace, node, reasons)
+        _visit(trace, node, reasons, f"opset {model.opset_imports['']} has other operators" if old else None)
     for value in model.graph.outputs:
         trace.pin(value, f"{value.name} is an output of the model")
     for body in model.graph.subgraphs():
@@ -95,17 +100,19 @@ def find_groups(model: ir.Model, refuse: Refuse | None = None) -> Groups:
     return _Numbers(trace).groups(reasons)
 
 
-def _visit(trace: Trace, node: ir.Node, reasons: dict[ir.Node, str]) -> None:
-    """Note what the outputs of a node are known to be."""
+def _visit(trace: Trace, node: ir.Node, reasons: dict[ir.Node, str], refusal: str | None) -> None:
+    """Note what the outputs of a node are known to be; nothing at all with a refusal."""
     trace_vector(trace, node)
     try:
+        if refusal is not None:
+            raise Blocked(refusal)
         outputs = _outputs(trace, node)
     except Blocked as blocked:
         for value in node.inputs:
             if value is not None:
                 trace.pin(value, str(blocked))
         outputs = [Fixed(str(blocked))] * len(node.outputs)
-        if is_op(node, *WEIGHTED):
+        if is_op(node, *WEIGHTED) or foreign_reason(node, *WEIGHTED):
             reasons[node] = str(blocked)
     for value, known in zip(node.outputs, outputs, strict=True):
         trace.known[value] = _checked(trace, value, known)
@@ -116,6 +123,9 @@ def _outputs(trace: Trace, node: ir.Node) -> list[Known]:
         if node.op_type == "Size" and node.inputs[0] is not None:
             raise Blocked(f"{named(node)} counts its elements")
         return [Fixed("it is a shape")]
+    foreign = foreign_reason(node, *WEIGHTED)
+    if foreign:
+        raise Blocked(f"{named(node)}: {foreign}")
     if not is_op(node, *_RULES):
         raise Blocked(f"{named(node)} is not known to treat channels alike")
     found = list(_RULES[node.op_type](trace, node))

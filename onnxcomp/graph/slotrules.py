@@ -49,12 +49,16 @@ def _meet(trace: Trace, node: ir.Node, index: int, axis: int, labels: Labels) ->
     if value is None or len(dims) < -axis or dims[axis] == 1:
         return
     if constant(value) is None:
-        known = trace.of(value)
-        reason = known.reason if isinstance(known, Fixed) else ""
-        raise Blocked(f"{named(node)} combines it with {value.name}: {reason}")
+        raise Blocked(_reason(trace, value))
     if trace.require(node, index, "constant")[axis] != labels.size:
         raise Blocked(f"a constant of {named(node)} does not fit")
     trace.slice(node, index, len(dims) + axis, labels)
+
+
+def _reason(trace: Trace, value: ir.Value) -> str:
+    """Why a value that something else meets is fixed: the root of it, lest reasons grow from node to node."""
+    known = trace.of(value)
+    return known.reason if isinstance(known, Fixed) else f"{value.name} lies along another axis"
 
 
 def _pool(trace: Trace, node: ir.Node) -> Sequence[Known]:
@@ -113,8 +117,8 @@ def _concat(trace: Trace, node: ir.Node) -> Sequence[Known]:
     if slotted[0].axis == axis:
         return [Slots(axis, np.concatenate([_part(trace, node, value, axis) for value in given]))]
     for value in given:
-        if isinstance(known := trace.of(value), Fixed):
-            raise Blocked(f"{named(node)} puts {value.name} beside it: {known.reason}")
+        if isinstance(trace.of(value), Fixed):
+            raise Blocked(_reason(trace, value))
     for known in slotted[1:]:
         trace.classes.unite(slotted[0].labels, known.labels)
     return [slotted[0]]

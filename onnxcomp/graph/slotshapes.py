@@ -45,9 +45,10 @@ def _vector(trace: Trace, node: ir.Node) -> Vector | None:
     if is_op(node, "Concat") and _is_vector(node.outputs[0]):
         parts = [_entries(trace, node, index) for index in range(len(node.inputs))]
         return None if None in parts else tuple(entry for part in parts if part is not None for entry in part)
-    given = trace.vectors.get(source) if source is not None else None
-    if given is None:
+    if source is None or source not in trace.vectors:
         return None
+    # Others may read the same numbers: none of them is rewritten behind here.
+    given = tuple(replace(entry, place=None) for entry in trace.vectors[source])
     if is_op(node, "Cast", "Identity", "Squeeze", "Unsqueeze"):
         rank = dims_of(node.outputs[0])
         return given if rank is not None and len(rank) <= 1 else None
@@ -80,7 +81,7 @@ def _shape(trace: Trace, node: ir.Node, source: ir.Value | None) -> Vector | Non
 
 def _told_apart(value: ir.Value, dims: Dims) -> Dims:
     """Dimensions without a number or name get one, which is the same wherever the value is read."""
-    return tuple(d if d is not None else f"{value.name}[{axis}]" for axis, d in enumerate(dims))
+    return tuple(d if d is not None else f"\0{value.name} {axis}" for axis, d in enumerate(dims))
 
 
 def _is_vector(value: ir.Value) -> bool:
