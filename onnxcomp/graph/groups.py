@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.graph.decoding import is_decoded
 from onnxcomp.graph.flow import Blocked
 from onnxcomp.graph.fold.values import is_op
 from onnxcomp.graph.foreign import foreign_reason
@@ -112,10 +113,17 @@ def _visit(trace: Trace, node: ir.Node, reasons: dict[ir.Node, str], refusal: st
             if value is not None:
                 trace.pin(value, str(blocked))
         outputs = [Fixed(str(blocked))] * len(node.outputs)
-        if is_op(node, *WEIGHTED) or foreign_reason(node, *WEIGHTED):
+        if _has_weight(node):
             reasons[node] = str(blocked)
     for value, known in zip(node.outputs, outputs, strict=True):
         trace.known[value] = _checked(trace, value, known)
+
+
+def _has_weight(node: ir.Node) -> bool:
+    """Whether a node is a layer, in whatever form its weight is stored; a MatMul of two activations is none."""
+    if is_op(node, "MatMul"):
+        return any(value is not None and (value.is_initializer() or is_decoded(value)) for value in node.inputs)
+    return is_op(node, *WEIGHTED) or foreign_reason(node, *WEIGHTED) is not None
 
 
 def _outputs(trace: Trace, node: ir.Node) -> list[Known]:

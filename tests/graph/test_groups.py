@@ -20,6 +20,8 @@ from onnxcomp.graph.shrinking import remove_classes
 
 Parsed = Callable[..., ir.Model]
 OutputsOf = Callable[..., dict[str, NDArray[Any]]]
+AnyRemoved = Callable[[Groups, int], NDArray[np.bool_]]
+Blind = Callable[[Groups, NDArray[np.bool_]], None]
 Shapes = Mapping[str, tuple[int, ...]]
 Given = Mapping[str, object]
 
@@ -185,31 +187,6 @@ def _model(parsed: Parsed, name: str) -> ir.Model:
     return model
 
 
-def _removed(groups: Groups, seed: int) -> NDArray[np.bool_]:
-    """Any classes, but not all of a tensor."""
-    rng = np.random.default_rng(seed)
-    removed = rng.random(groups.count + 1) < (0.3, 0.6, 1.0)[seed % 3]
-    removed[0] = False
-    for _, labels in groups.tensors.values():
-        if removed[labels].all():
-            removed[rng.choice(labels)] = False
-    return removed
-
-
-def _blind(groups: Groups, removed: NDArray[np.bool_]) -> None:
-    """Let no layer read what is removed."""
-    for node, labels in groups.reads.items():
-        weight = node.inputs[1]
-        assert weight is not None and weight.const_value is not None
-        array = weight.const_value.numpy().copy()
-        by_rows = node.op_type in ("ConvTranspose", "MatMul") or (
-            node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
-        )
-        axis = 0 if by_rows else 1
-        np.moveaxis(array, axis, 0)[removed[labels[: array.shape[axis]]]] = 0
-        weight.const_value = ir.tensor(array, name=weight.name)
-
-
 def _all_tensors(model: ir.Model, groups: Groups) -> ir.Model:
     """The model with the tensors that have channels to remove as further outputs."""
     proto = ir.to_proto(model)
@@ -222,13 +199,15 @@ def _all_tensors(model: ir.Model, groups: Groups) -> ir.Model:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", MODELS)
-def test_what_no_layer_reads_can_go(parsed: Parsed, outputs_of: OutputsOf, name: str, seed: int) -> None:
+def test_what_no_layer_reads_can_go(
+    parsed: Parsed, outputs_of: OutputsOf, any_removed: AnyRemoved, blind: Blind, name: str, seed: int
+) -> None:
     model = _model(parsed, name)
     groups = find_groups(model)
     assert sorted(len(group.classes) for group in groups.groups) == MODELS[name][3]
-    removed = _removed(groups, seed)
+    removed = any_removed(groups, seed)
     assert removed.any()
-    _blind(groups, removed)
+    blind(groups, removed)
     feed = {"x": np.random.default_rng(1).standard_normal((2, 4, 8, 8)).astype(np.float32)}
     before = outputs_of(model, feed)
     remove_classes(model, groups, removed)
@@ -244,10 +223,12 @@ RELU = ["residual blocks with a projection", "shortcut that pads channels", "den
 
 
 @pytest.mark.parametrize("name", RELU)
-def test_channels_that_are_zero_can_go(parsed: Parsed, outputs_of: OutputsOf, name: str) -> None:
+def test_channels_that_are_zero_can_go(
+    parsed: Parsed, outputs_of: OutputsOf, any_removed: AnyRemoved, name: str
+) -> None:
     model = _model(parsed, name)
     groups = find_groups(model)
-    removed = _removed(groups, 1)
+    removed = any_removed(groups, 1)
     for node, labels in {**groups.writes, **groups.channelwise}.items():
         by_columns = node.op_type in ("ConvTranspose", "MatMul") or (
             node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
