@@ -18,7 +18,7 @@ from onnxcomp.allocation.offering import Fit, Offering
 from onnxcomp.allocation.outcome import frontier_of, offers_of, reasons_of
 from onnxcomp.allocation.problem import key_of
 from onnxcomp.allocation.scoring import score_sites
-from onnxcomp.allocation.sensitivity import sensitivities
+from onnxcomp.allocation.sensitivity import Response, sensitivities
 from onnxcomp.allocation.targets import Totals
 from onnxcomp.choose import run_site_pass
 from onnxcomp.contract import Context, PassReport, Skip, Value
@@ -32,7 +32,7 @@ from onnxcomp.options import spec_of
 from onnxcomp.registry import available, build_pipeline, load_pass
 from onnxcomp.runtime.timing import time_many
 
-__all__ = ["Allocator", "Family"]
+__all__ = ["Allocator", "Family", "menus_of"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Allocator:
             raise OptionError(f"{own.owner}.use: {text!r} names no setting; write it, as in {own.example}")
         return form
 
-    def _forms(self) -> list[Offering]:
+    def forms(self) -> list[Offering]:
         """The passes to choose from, as their defaults are but for the fit."""
         wanted = None if self.names is None else [name for name in re.split(r"[\s:,+]+", self.names) if name]
         found: list[Offering] = []
@@ -170,18 +170,25 @@ class Allocator:
         self, model: ir.Model, sites: Sequence[Site], aim: Aim, saved: Cost, context: Context
     ) -> tuple[list[SiteMenu], Decision]:
         """The menus of all sites, made once for all runs under a budget, and the picks, made once for each aim."""
-        forms = self._forms()
+        forms = self.forms()
         key = (model_fingerprint(model), tuple(spec_of(form) for form in forms), tuple(site.name for site in sites))
 
         def make() -> tuple[list[SiteMenu], Totals]:
-            scores = score_sites(model, sites, forms, context, rank_step(context))
-            weights = sensitivities(model, scores, context)
-            menus = make_menus(scores, weights, model.opset_imports.get("", 17), context)
+            menus, _ = menus_of(model, sites, forms, context)
             return menus, Totals(model_cost(model), _milliseconds(model, menus, context), saved)
 
         menus, whole = context.memo.once(key, make)
         # Timed again, a speed that is met would be met by other picks, and what is given back would move the rest.
         return menus, context.memo.once((*key, aim), lambda: decide(model, menus, aim, whole, context))
+
+
+def menus_of(
+    model: ir.Model, sites: Sequence[Site], forms: Sequence[Offering], context: Context
+) -> tuple[list[SiteMenu], dict[str, Response]]:
+    """What forms offer for each site, and what the errors of sites do to the outputs, by key."""
+    scores = score_sites(model, sites, forms, context, rank_step(context))
+    responses = sensitivities(model, scores, context)
+    return make_menus(scores, responses, model.opset_imports.get("", 17), context), responses
 
 
 def _split(model: ir.Model) -> frozenset[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -14,7 +15,7 @@ from onnxcomp.graph.edit import replace_by_chain
 from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.pipeline import time_models
 
-__all__ = ["Aim", "Decision", "decide"]
+__all__ = ["Aim", "Decision", "Picking", "decide", "settle"]
 
 # Models of the right shapes that are timed to meet a target of speed, which the times of single sites only estimate.
 _TRIALS = 4
@@ -55,6 +56,40 @@ class Decision:
         return replace(self, picks=tuple(0 if site in sites else pick for site, pick in enumerate(self.picks)))
 
 
+class Picking(Protocol):
+    """What picks are made from: the options of a model as costs and losses, for one resource."""
+
+    @property
+    def resource(self) -> Resource:
+        """What is scarce."""
+        ...
+
+    @property
+    def whole(self) -> float:
+        """What the model takes of it."""
+        ...
+
+    def within(self, budget: float) -> list[int] | None:
+        """The picks that lose least and bring the whole model to `budget` or less; None where none do."""
+        ...
+
+    def losing(self, allowed: float) -> list[int]:
+        """The picks that take least and are expected to lose `allowed` at most."""
+        ...
+
+    def least(self) -> list[int]:
+        """The picks that take least, whatever they lose."""
+        ...
+
+    def total(self, picks: Sequence[int]) -> float:
+        """What the whole model takes with these picks."""
+        ...
+
+    def loss(self, picks: Sequence[int]) -> float:
+        """The relative squared error that is expected of the worst output."""
+        ...
+
+
 def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals, context: Context) -> Decision:
     """Pick a form for every site.
 
@@ -67,22 +102,41 @@ def decide(model: ir.Model, menus: Sequence[SiteMenu], aim: Aim, totals: Totals,
     """
     resource = totals.countable(aim.resource)
     table = Table(menus, resource, totals.of(resource), totals.saving(resource))
+    picks, note = settle(table, aim, lambda own: _measured(model, menus, own, context), context)
+    return Decision(picks if picks is not None else (0,) * len(menus), table, note)
+
+
+def settle(
+    table: Picking, aim: Aim, measured: Callable[[Sequence[int]], float | None], context: Context
+) -> tuple[tuple[int, ...] | None, str]:
+    """The picks for an aim, and what the user should know; None: nothing is to be changed.
+
+    Args:
+        table: For the aim's resource, or what stands for it.
+        aim: What to reach.
+        measured: The time of the model with some picks, relative to the original's; None where nothing is timed.
+        context: The run's context.
+    """
     if aim.part is None:
-        return Decision(tuple(table.losing(aim.loss)), table)
-    if aim.resource == "ms" and resource != "ms":
-        return Decision((0,) * len(menus), table, "no layer could be timed, so that none was changed for speed")
+        return tuple(table.losing(aim.loss)), ""
+    if aim.resource == "ms" and table.resource != "ms":
+        return None, "no layer could be timed, so that none was changed for speed"
     if aim.resource == "ms":
-        return _fast_enough(model, menus, table, aim.part, context)
+        return _fast_enough(table, aim.part, measured, context)
     picks = table.within(aim.part * table.whole)
     if picks is None:
         return _missed(table, aim.part)
     counted = (
-        "" if resource == aim.resource else "MACs are not known, with dynamic shapes: weights were counted instead"
+        ""
+        if table.resource == aim.resource
+        else "MACs are not known, with dynamic shapes: weights were counted instead"
     )
-    return Decision(tuple(picks), table, counted)
+    return tuple(picks), counted
 
 
-def _fast_enough(model: ir.Model, menus: Sequence[SiteMenu], table: Table, part: float, context: Context) -> Decision:
+def _fast_enough(
+    table: Picking, part: float, measured: Callable[[Sequence[int]], float | None], context: Context
+) -> tuple[tuple[int, ...], str]:
     """Meet a target of speed: the time of the whole model, with arbitrary weights, corrects the sum of its sites'."""
     budget = part * table.whole
     tried: dict[tuple[int, ...], float] = {}
@@ -90,31 +144,30 @@ def _fast_enough(model: ir.Model, menus: Sequence[SiteMenu], table: Table, part:
         found = table.within(budget)
         picks = tuple(table.least() if found is None else found)
         if picks not in tried:
-            reached = _measured(model, menus, picks, context)
+            reached = measured(picks)
             if reached is None:
-                return Decision(picks, table)
+                return picks, ""
             tried[picks] = reached
         if found is None or part * (1 - 4 * _CLOSE) <= tried[picks] <= part * (1 + _CLOSE):
             break
         budget *= (part / tried[picks]) ** (1.0 if tried[picks] > part else 0.5)
     enough = [picks for picks, reached in tried.items() if reached <= part * (1 + _CLOSE)]
     if enough:
-        return Decision(min(enough, key=table.loss), table)
+        return min(enough, key=table.loss), ""
     fastest = min(tried, key=lambda picks: tried[picks])
     after = f" (with {', '.join(item.name for item in context.followers)} after)" if context.followers else ""
     left = f"{tried[fastest]:.3g} of the original's time{after} is left, {part:.3g} was asked for"
-    return Decision(fastest, table, f"the target is out of reach: {left}")
+    return fastest, f"the target is out of reach: {left}"
 
 
-def _missed(table: Table, part: float) -> Decision:
+def _missed(table: Picking, part: float) -> tuple[tuple[int, ...], str]:
     picks = table.least()
     left = table.total(picks) / table.whole if table.whole else 1.0
-    return Decision(
-        tuple(picks),
-        table,
+    note = (
         f"the target is out of reach: at least {left:.3g} of the original's {_WORDS[table.resource]} is left, "
-        f"{part:.3g} was asked for",
+        f"{part:.3g} was asked for"
     )
+    return tuple(picks), note
 
 
 _WORDS: dict[Resource, str] = {"macs": "MACs", "parameters": "weights", "bytes": "bytes", "ms": "time"}

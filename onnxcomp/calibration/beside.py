@@ -76,7 +76,9 @@ class Beside:
         made = {name for name in needed if name in self._places}
         stops = {self._places[name] for name in made}
         nodes = {node: i for i, node in enumerate(original.graph)}
-        self._before = Frontier(original, lifetimes(original.graph, lambda n: nodes[n] in stops), feeds, workdir, allowance)
+        self._before = Frontier(
+            original, lifetimes(original.graph, lambda n: nodes[n] in stops), feeds, workdir, allowance
+        )
         alive = lifetimes(current.graph, lambda node: node.op_type in kinds)
         self._after = Frontier(current, alive, feeds, workdir, allowance)
         self._reached = 0
@@ -113,9 +115,7 @@ class Beside:
         self._before.close()
 
 
-def _planned(
-    current: ir.Model, original: ir.Model, kinds: Sequence[str]
-) -> tuple[dict[str, int], dict[str, _Goal]]:
+def _planned(current: ir.Model, original: ir.Model, kinds: Sequence[str]) -> tuple[dict[str, int], dict[str, _Goal]]:
     """The place of each layer of the rewritten model, and what it is to reach, by the name of its output."""
     made = {v.name for node in original.graph for v in node.outputs}
     order: dict[str, int] = {}

@@ -8,24 +8,30 @@ contributed on average stays (bias absorption).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcomp.allocation.problem import Problem, problems_of
+from onnxcomp.allocation.offering import Offering
+from onnxcomp.allocation.problem import Problem, key_of, problems_of
 from onnxcomp.calibration.beside import Beside, Kept
 from onnxcomp.calibration.gram import PatchGram, site_gram
-from onnxcomp.contract import Change, Context
+from onnxcomp.contract import Context, Skip, Value
+from onnxcomp.cost import Cost
+from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import names_of, replace_by_chain
 from onnxcomp.graph.products import rows_of, weighted_sites
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.moments import predicted_error
 from onnxcomp.numeric.refit import least_squares_target, remainder
+from onnxcomp.options import replace_options, spec_of
 from onnxcomp.pruning import Pruned, written
 
-__all__ = ["recover"]
+__all__ = ["Refitted", "recover"]
 
 Float = NDArray[np.float64]
 
@@ -36,34 +42,94 @@ _RIDGE = 0.01
 _EXACT = 1e-9
 
 
+@dataclass(frozen=True, slots=True)
+class Refitted:
+    """What a layer became.
+
+    Attributes:
+        summary: Its form in words; empty for a layer that stayed one node.
+        error: Relative squared error of its output that remains.
+        cost: What it costs now.
+        choice: The options that lead back to its form.
+    """
+
+    summary: str
+    error: float | None
+    cost: Cost
+    choice: Mapping[str, Value]
+
+
 def recover(
-    original: ir.Model, model: ir.Model, name: str, context: Context, kept: Kept | None = None
-) -> tuple[Change, ...]:
+    original: ir.Model,
+    model: ir.Model,
+    name: str,
+    context: Context,
+    kept: Kept | None = None,
+    forms: Mapping[str, Offering] | None = None,
+) -> dict[str, Refitted]:
     """Refit, in place, every layer whose output is no longer the original's.
 
     Args:
         original: The model as it was; values correspond by name.
         model: The rewritten model, with inferred shapes.
         name: Of the pass, for provenance.
-        context: The run's context; without calibration data nothing is done.
+        context: The run's context; without calibration data only forms are written, which then follow the weights.
         kept: Channels that are left of values, by name.
+        forms: Forms that layers get, by key.
 
     Returns:
-        One change a layer that was refitted, with the error that remains.
+        What was refitted, by key.
     """
+    walk = _Walk(name, context, forms or {}, names_of(model.graph))
+    sites = [site for site in weighted_sites(model, _KINDS) if isinstance(site, Site)]
     if context.data is None:
-        return ()
-    changes: list[Change] = []
-    taken = names_of(model.graph)
+        return {key_of(site): walk.formed(site, None) for site in sites if key_of(site) in walk.forms}
+    found: dict[str, Refitted] = {}
     with closing(Beside(original, model, kept or {}, context.data, context.workdir, kinds=_KINDS)) as beside:
-        for site in list(weighted_sites(model, _KINDS)):
-            if not isinstance(site, Site) or site.geometry.transposed or context.excluded(site.name):
+        for site in sites:
+            key = key_of(site)  # of the node that is about to go
+            if context.excluded(site.name) or (site.geometry.transposed and key not in walk.forms):
                 continue
-            fitted = _refitted(site, _gram(site, beside, context))
+            fitted = walk.refitted(site, beside)
             if fitted is not None:
-                replace_by_chain(site.node, written(site, fitted.rows, fitted.bias), name, taken)
-                changes.append(Change(site.name, "refitted", site.cost, site.cost, fitted.error))
-    return tuple(changes)
+                found[key] = fitted
+    return found
+
+
+@dataclass(frozen=True)
+class _Walk:
+    name: str
+    context: Context
+    forms: Mapping[str, Offering]
+    taken: set[str]
+
+    def refitted(self, site: Site, beside: Beside) -> Refitted | None:
+        """Write the layer as its form, or as it is with another weight; None where it stays what it was."""
+        if site.geometry.transposed:
+            return self.formed(site, None)
+        gram = _gram(site, beside, self.context)
+        if key_of(site) in self.forms:
+            return self.formed(site, gram if gram.varies() else None)
+        fitted = _refitted(site, gram)
+        if fitted is None:
+            return None
+        chain = written(site, fitted.rows, fitted.bias)
+        replace_by_chain(site.node, chain, self.name, self.taken)
+        return Refitted("", fitted.error, chain_cost(site, chain), {})
+
+    def formed(self, site: Site, gram: PatchGram | None) -> Refitted:
+        """Write the layer in the form that was decided for it."""
+        form = self.forms[key_of(site)]
+        context = replace(self.context, replay={}, overrides=())
+        proposals = form.propose(site, gram, context)
+        assert not isinstance(proposals, Skip) and proposals, "a form that was decided for a layer fits it"
+        candidate = proposals[0]
+        if gram is not None:
+            candidate = form.refit(site, candidate, gram)
+        replace_by_chain(site.node, candidate.chain, self.name, self.taken)
+        use = spec_of(replace_options(form, candidate.choice))
+        cost = chain_cost(site, candidate.chain)
+        return Refitted(f"{form.name}: {candidate.summary}", candidate.error, cost, {"use": use})
 
 
 def _gram(site: Site, beside: Beside, context: Context) -> PatchGram:
@@ -83,7 +149,8 @@ def _refitted(site: Site, gram: PatchGram) -> Pruned | None:
         return None
     problems = problems_of(site, gram)
     groups = len(problems)
-    biases = np.split(np.zeros(site.channels_out) if site.bias is None else site.bias, groups)
+    own = np.zeros(site.channels_out) if site.bias is None else site.bias.astype(np.float64)
+    biases = np.split(own, groups)
     if all(_missed(problem, bias) < _EXACT for problem, bias in zip(problems, biases, strict=True)):
         return None
     biased = site.kind != "MatMul"
@@ -92,7 +159,7 @@ def _refitted(site: Site, gram: PatchGram) -> Pruned | None:
     return Pruned(np.concatenate([rows for rows, _, _ in fits]), bias, float(np.mean([error for *_, error in fits])))
 
 
-def _missed(problem: Problem, bias: NDArray[np.floating]) -> float:
+def _missed(problem: Problem, bias: Float) -> float:
     """Relative squared error of the layer as it is."""
     assert problem.moments is not None, "there is a Gram"
     return predicted_error(problem.weight, bias, problem.moments)

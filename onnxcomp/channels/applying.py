@@ -1,0 +1,206 @@
+"""Carry out what was decided: remove channels, drop blocks, refit what is left, and account for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcomp.allocation.offering import Offering
+from onnxcomp.allocation.problem import key_of
+from onnxcomp.calibration.beside import Kept
+from onnxcomp.channels.recover import Refitted, recover
+from onnxcomp.contract import Change, Context, PassReport, Skip, Value
+from onnxcomp.cost import Cost
+from onnxcomp.graph.blocks import Block, drop, find_blocks
+from onnxcomp.graph.edit import ORIGIN, PASS, origin_of
+from onnxcomp.graph.groups import Groups, find_groups
+from onnxcomp.graph.products import weighted_sites
+from onnxcomp.graph.shrinking import remove_classes
+from onnxcomp.graph.sites import Site
+from onnxcomp.registry import build_pipeline
+
+__all__ = ["KINDS", "Decided", "Refuse", "carry_out", "decided_by", "layers_of", "reshape"]
+
+KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+Mask = NDArray[np.bool_]
+Refuse = Callable[[ir.Node], str | None]
+
+_OUTPUTS, _DROPPED, _USE = "outputs", "dropped", "use"
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What is to be done to a model.
+
+    Attributes:
+        removed: Classes of channels that go, as `find_groups` numbers them, (count + 1,).
+        blocks: Names of the blocks that are dropped.
+        forms: The pass that a layer's form is from, with its ranks, by the layer's key.
+        reasons: Why a layer stays whole, by its key.
+    """
+
+    removed: Mask
+    blocks: frozenset[str] = frozenset()
+    forms: Mapping[str, str] = field(default_factory=dict[str, str])
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def without(self, model: ir.Model, refuse: Refuse, names: frozenset[str]) -> Decided:
+        """The same but for groups, blocks and forms of some layers, by name, which are to stay as they are."""
+        if not names:
+            return self
+        removed = self.removed.copy()
+        for group in find_groups(model, refuse).groups:
+            if any(origin_of(node) in names for node in (*group.producers, *group.consumers)):
+                removed[group.classes] = False
+        held = {block.name for block in find_blocks(model).blocks if names.intersection(block.sites)}
+        given = {key_of(site) for site in layers_of(model).values() if site.name in names}
+        forms = {key: form for key, form in self.forms.items() if key not in given}
+        return replace(self, removed=removed, blocks=self.blocks - held, forms=forms)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer before anything is done to it."""
+
+    site: Site
+    outputs: Mask
+    reason: str
+
+
+def layers_of(model: ir.Model) -> dict[ir.Node, Site]:
+    """The weighted layers of a model, by node, in topological order."""
+    return {site.node: site for site in weighted_sites(model, KINDS) if isinstance(site, Site)}
+
+
+def reshape(model: ir.Model, decided: Decided, refuse: Refuse) -> Kept:
+    """Remove the channels and drop the blocks, in place; layers keep the weights of what is left.
+
+    Returns:
+        What is left of each value that lost channels.
+    """
+    groups = find_groups(model, refuse)
+    kept = _kept(groups, decided.removed)
+    blocks = [block for block in find_blocks(model).blocks if block.name in decided.blocks] if decided.blocks else []
+    if decided.removed.any():
+        remove_classes(model, groups, decided.removed)
+    if blocks:
+        drop(model, blocks)
+    return kept
+
+
+def carry_out(
+    model: ir.Model, decided: Decided, refuse: Refuse, name: str, context: Context, *, refit: bool
+) -> PassReport:
+    """Do what was decided, in place.
+
+    Args:
+        model: A model with inferred shapes.
+        decided: What is to be done.
+        refuse: As it was when that was decided.
+        name: Of the pass, for provenance.
+        context: The run's context.
+        refit: Whether layers are fitted to the original's outputs where there are data.
+    """
+    original = model.clone()
+    layers, skips = _layers(model, find_groups(model, refuse), decided.removed)
+    found = find_blocks(model).blocks if decided.blocks else ()
+    dropped = {node: block for block in found if block.name in decided.blocks for node in block.branch}
+    kept = reshape(model, decided, refuse)
+    keys = {node: node.outputs[0].name or "" for node in layers if node not in dropped}
+    forms = {key: _form(text) for key, text in decided.forms.items()}
+    done = recover(original, model, name, context, kept, forms) if refit or forms else {}
+    after = {key_of(site): site for site in layers_of(model).values()}
+    changes: list[Change] = []
+    for node, layer in layers.items():
+        if node in dropped:
+            changes.append(_gone(layer, dropped[node]))
+            continue
+        change = _changed(layer, after.get(keys[node], layer.site), done.get(keys[node]))
+        if change is None:
+            skips.append(Skip(layer.site.name, decided.reasons.get(key_of(layer.site), layer.reason)))
+        else:
+            changes.append(change)
+            if keys[node] in after:
+                _mark(after[keys[node]].node, layer.site.name, name)
+    return PassReport(tuple(changes), tuple(skips))
+
+
+def decided_by(model: ir.Model, choices: Mapping[str, Mapping[str, Value]], refuse: Refuse) -> Decided:
+    """What an earlier run has done, from what it recorded of each layer."""
+    groups = find_groups(model, refuse)
+    removed = np.zeros(groups.count + 1, np.bool_)
+    forms: dict[str, str] = {}
+    blocks: set[str] = set()
+    for site in layers_of(model).values():
+        own = choices.get(site.name, {})
+        if _OUTPUTS in own and site.node in groups.writes:
+            labels = groups.writes[site.node]
+            removed[labels[~_read(str(own[_OUTPUTS]), len(labels))]] = True
+        if _DROPPED in own:
+            blocks.add(str(own[_DROPPED]))
+        if _USE in own:
+            forms[key_of(site)] = str(own[_USE])
+    removed[0] = False
+    return Decided(removed, frozenset(blocks), forms)
+
+
+def _form(text: str) -> Offering:
+    (form,) = build_pipeline(text)
+    assert isinstance(form, Offering), "it was written by one"
+    return form
+
+
+def _layers(model: ir.Model, groups: Groups, removed: Mask) -> tuple[dict[ir.Node, _Layer], list[Skip]]:
+    """Every layer with the outputs that it keeps, and those that are none."""
+    layers: dict[ir.Node, _Layer] = {}
+    skips: list[Skip] = []
+    for site in weighted_sites(model, KINDS):
+        if not isinstance(site, Site):
+            skips.append(site)
+            continue
+        labels = groups.writes.get(site.node, np.zeros(site.channels_out, np.int64))
+        layers[site.node] = _Layer(site, ~removed[labels], groups.reasons.get(site.node, "no channel was removed"))
+    return layers, skips
+
+
+def _kept(groups: Groups, removed: Mask) -> Kept:
+    """What is left of each value that loses channels."""
+    found = {value.name or "": (axis, ~removed[labels]) for value, (axis, labels) in groups.tensors.items()}
+    return {name: (axis, np.flatnonzero(left)) for name, (axis, left) in found.items() if not left.all()}
+
+
+def _gone(layer: _Layer, block: Block) -> Change:
+    summary = f"dropped with its residual block ({block.name})"
+    return Change(layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice={_DROPPED: block.name})
+
+
+def _changed(layer: _Layer, now: Site, fitted: Refitted | None) -> Change | None:
+    """The change of a layer; None where it is as it was."""
+    site = layer.site
+    before, shape = (site.channels_in, site.channels_out), (now.channels_in, now.channels_out)
+    if fitted is None and before == shape:
+        return None
+    words = [] if before == shape else [f"{before[0]}>{before[1]} channels, now {shape[0]}>{shape[1]}"]
+    words += [] if fitted is None else [fitted.summary or "refitted"]
+    choice = {} if layer.outputs.all() else {_OUTPUTS: _written(layer.outputs)}
+    if fitted is None:
+        return Change(site.name, ", ".join(words), site.cost, now.cost, choice=choice)
+    return Change(site.name, ", ".join(words), site.cost, fitted.cost, fitted.error, choice={**choice, **fitted.choice})
+
+
+def _written(mask: Mask) -> str:
+    """A mask as hexadecimal digits, the first entry the highest bit."""
+    return np.packbits(mask).tobytes().hex()
+
+
+def _read(digits: str, length: int) -> Mask:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=length).astype(np.bool_)
+
+
+def _mark(node: ir.Node, origin: str, name: str) -> None:
+    """Say of a node where it came from."""
+    node.metadata_props.update({ORIGIN: origin, PASS: name})

@@ -1,0 +1,161 @@
+"""What a model takes when channels, forms of layers and blocks are chosen together: their costs multiply.
+
+A layer that loses a share of its inputs and a share of its outputs keeps the product of what is left, and so does each
+matrix of a decomposed layer; a block that is dropped takes its layers along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.allocation.menu import Choice
+from onnxcomp.allocation.targets import Resource
+from onnxcomp.cost import Cost
+from onnxcomp.graph.sites import Site
+
+__all__ = ["CoupledCosts", "Layer"]
+
+Float = NDArray[np.float64]
+Picks = Sequence[int]
+
+# Share of channels at which a form is costed besides all of them; its cost is bilinear in both sides.
+_LESS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A weighted layer.
+
+    Attributes:
+        site: The layer in the original.
+        ms: Its time, milliseconds; None where nothing was timed.
+        ins: For each group, how many of its input channels one class is, (groups,); zeros for a depthwise layer, of
+            which `outs` tells all.
+        outs: The same of its output channels, (groups,).
+        choices: What it may become; the first one is what it is.
+        blocks: For each block, whether it holds the layer, (blocks,).
+    """
+
+    site: Site
+    ms: float | None
+    ins: Float
+    outs: Float
+    choices: tuple[Choice, ...]
+    blocks: NDArray[np.bool_]
+
+
+class CoupledCosts:
+    """Costs by picks: one a layer (of its choices), then one a group (of its counts), then one a block (0 or 1: goes).
+
+    Args:
+        layers: The layers.
+        counts: For each group the numbers of classes that may be kept, the first of them all.
+        resource: What is scarce.
+        whole: What the model takes of it.
+        blocks: Number of blocks.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], counts: Sequence[Sequence[int]], blocks: int, resource: Resource, whole: float
+    ) -> None:
+        self.whole = whole
+        self._shape = (len(layers), len(counts), blocks)
+        self._removed = [own[0] - np.asarray(own, np.float64) for own in counts]
+        self._ins = np.array([own.ins / own.site.channels_in for own in layers]).reshape(len(layers), len(counts))
+        self._outs = np.array([own.outs / own.site.channels_out for own in layers]).reshape(len(layers), len(counts))
+        self._held = np.array([own.blocks for own in layers], np.bool_).reshape(len(layers), blocks)
+        self._parts = [np.array([_bilinear(own, choice, resource) for choice in own.choices]) for own in layers]
+        alone = float(sum(parts[0].sum() for parts in self._parts))
+        # Layers alone can take longer than together: caches and threads are their own.
+        scale = whole / alone if resource == "ms" and alone > whole > 0.0 else 1.0
+        self._parts = [parts * scale for parts in self._parts]
+        self._fixed = whole - alone * scale
+
+    def total(self, picks: Picks) -> float:
+        """What the whole model takes."""
+        ins, outs = self._left(picks)
+        chosen = np.array([parts[pick] for parts, pick in zip(self._parts, picks, strict=False)]).reshape(-1, 4)
+        return self._fixed + float((_amounts(chosen, ins, outs) * self._alive(picks)).sum())
+
+    def of(self, variable: int, picks: Picks) -> Float:
+        """What every option of a variable takes with all other picks as they are, but for what none of them changes."""
+        layers, groups, _ = self._shape
+        ins, outs = self._left(picks)
+        alive = self._alive(picks)
+        if variable < layers:
+            own: Float = _amounts(self._parts[variable], ins[variable], outs[variable]) * alive[variable]
+            return own
+        chosen = np.array([parts[pick] for parts, pick in zip(self._parts, picks, strict=False)]).reshape(-1, 4)
+        if variable < layers + groups:
+            return self._of_group(variable - layers, picks[variable], chosen, ins, outs, alive)
+        held = self._held[:, variable - layers - groups]
+        others = self._alive([*picks[:variable], 0, *picks[variable + 1 :]])
+        return np.array([float((_amounts(chosen, ins, outs) * others)[held].sum()), 0.0])
+
+    def _of_group(self, group: int, pick: int, chosen: Float, ins: Float, outs: Float, alive: Float) -> Float:
+        mine = (self._ins[:, group] > 0) | (self._outs[:, group] > 0)
+        removed = self._removed[group] - self._removed[group][pick]
+        less_in = ins[mine, None] - np.outer(self._ins[mine, group], removed)
+        less_out = outs[mine, None] - np.outer(self._outs[mine, group], removed)
+        amounts = _amounts(chosen[mine, None, :], less_in, less_out) * alive[mine, None]
+        return np.asarray(amounts.sum(axis=0), np.float64)
+
+    def _left(self, picks: Picks) -> tuple[Float, Float]:
+        """Shares of the input and output channels of each layer that are left."""
+        layers, groups, _ = self._shape
+        own = picks[layers : layers + groups]
+        removed = np.array([counts[pick] for counts, pick in zip(self._removed, own, strict=True)], np.float64)
+        return 1.0 - self._ins @ removed, 1.0 - self._outs @ removed
+
+    def _alive(self, picks: Picks) -> Float:
+        dropped = np.asarray(picks[len(picks) - self._shape[2] :], np.bool_)
+        return np.asarray(~(self._held & dropped).any(axis=1), np.float64)
+
+
+def _amounts(parts: Float, ins: Float, outs: Float) -> Float:
+    """Bilinear amounts, parts (..., 4) at shares of inputs and outputs."""
+    found: Float = parts[..., 0] + parts[..., 1] * ins + parts[..., 2] * outs + parts[..., 3] * ins * outs
+    return found
+
+
+def _bilinear(layer: Layer, choice: Choice, resource: Resource) -> Float:
+    """The coefficients (4,) of 1, the share of inputs, the share of outputs, and their product in a choice's amount."""
+    full = _amount(layer, choice, choice.cost, resource)
+    if choice.scored is None:
+        return np.array([0.0, 0.0, 0.0, full])
+    form, setting = choice.scored.form, choice.scored.setting
+    corners = [form.cost(_narrowed(layer.site, a, b), setting) for a, b in ((1, _LESS), (_LESS, 1), (_LESS, _LESS))]
+    high, *rest = (_amount(layer, choice, cost, resource) for cost in (choice.cost, *corners))
+    fewer_outs, fewer_ins, fewer = rest
+    product = (high - fewer_ins - fewer_outs + fewer) / (1 - _LESS) ** 2
+    by_ins = (high - fewer_ins) / (1 - _LESS) - product
+    by_outs = (high - fewer_outs) / (1 - _LESS) - product
+    return np.array([high - by_ins - by_outs - product, by_ins, by_outs, product])
+
+
+def _amount(layer: Layer, choice: Choice, cost: Cost, resource: Resource) -> float:
+    if resource == "bytes":
+        return float(cost.bytes)
+    if resource == "parameters":
+        return float(cost.parameters)
+    if resource == "macs":
+        return float(cost.macs or 0)
+    time = 0.0 if layer.ms is None else layer.ms * (1.0 if choice.time is None else choice.time)
+    whole = choice.cost
+    share = cost.macs / whole.macs if cost.macs and whole.macs else cost.parameters / max(whole.parameters, 1)
+    return time * share
+
+
+def _narrowed(site: Site, ins: float, outs: float) -> Site:
+    """The site with a share of its channels, of no particular weights."""
+    group, transposed = site.geometry.group, site.geometry.transposed
+    sides = (site.channels_in, site.channels_out) if transposed else (site.channels_out, site.channels_in)
+    shares = (ins, outs) if transposed else (outs, ins)
+    first, second = (max(1, round(share * side / group)) for share, side in zip(shares, sides, strict=True))
+    shape = (first * group, second, *site.weight.shape[2:])
+    bias = None if site.bias is None else np.zeros(max(1, round(outs * site.channels_out / group)) * group, np.float32)
+    return replace(site, weight=np.broadcast_to(np.float32(0), shape), bias=bias)

@@ -1,0 +1,216 @@
+"""What each group of channels loses when it is pruned: an order of removal, and the errors of the layers that read it.
+
+Everything follows from the Gram of what each reader reads in the original model; groups are looked at as soon as the
+last of their readers was reached, and Grams that no other group needs are let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcomp.allocation.probe import make_probes
+from onnxcomp.allocation.problem import Problem, problems_of
+from onnxcomp.allocation.scoring import SiteScores
+from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
+from onnxcomp.calibration.gram import site_gram
+from onnxcomp.contract import Context
+from onnxcomp.graph.groups import Group, Groups
+from onnxcomp.graph.labels import Labels
+from onnxcomp.graph.products import rows_of
+from onnxcomp.graph.sites import Site
+from onnxcomp.numeric.elimination import Consumer, Path, eliminate, path_of
+from onnxcomp.numeric.selection import contributions, lasso_order, norm_scores, order_of, taylor_scores, thinet_order
+from onnxcomp.quantize.layout import Layout
+
+__all__ = ["Criterion", "GroupScores", "Scores", "score_groups"]
+
+Float = NDArray[np.float64]
+Criterion = Literal["auto", "obs", "thinet", "he", "taylor", "l1", "l2"]
+
+# Patches a dimension: to rank channels takes fewer than to fit what is left.
+_PATCHES = 4
+# Bytes of activations in memory; the Grams need the rest.
+_MEMORY = 1 << 28
+# Noise that each input is thought to have, relative to their mean power.
+_DAMPING = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScores:
+    """What a group loses.
+
+    Attributes:
+        group: The group.
+        order: Its classes in the order of removal, as numbered in the groups, (m,).
+        readers: The layers that read it.
+        errors: Relative squared error of each reader's output after the first 0, 1 .. m removals, (readers, m + 1).
+    """
+
+    group: Group
+    order: NDArray[np.int64]
+    readers: tuple[Site, ...]
+    errors: Float
+
+    @property
+    def size(self) -> int:
+        """Number of its classes."""
+        return len(self.group.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of a model.
+
+    Attributes:
+        groups: Of all groups, in the order of their last readers.
+        sites: The readers with the probes that tell what their errors do to the outputs.
+    """
+
+    groups: tuple[GroupScores, ...]
+    sites: tuple[SiteScores, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A reader's consumers, one for each of its groups of channels, and the classes of their columns."""
+
+    site: Site
+    consumers: tuple[Consumer, ...]
+
+
+def score_groups(
+    model: ir.Model,
+    groups: Groups,
+    sites: Mapping[ir.Node, Site],
+    criterion: Criterion,
+    context: Context,
+) -> Scores:
+    """Score every group of a model.
+
+    Args:
+        model: The original; not modified.
+        groups: Its groups.
+        sites: Its layers, by node, in topological order.
+        criterion: How the order of removal is found; auto is obs with data, else l2.
+        context: The run's context; without calibration data every input has the same power.
+    """
+    wanted = {node for group in groups.groups for node in group.consumers}
+    if criterion == "auto":
+        criterion = "obs" if context.data is not None else "l2"
+    held: dict[ir.Node, _Reader] = {}
+    found: list[GroupScores] = []
+    probed: list[SiteScores] = []
+    left = list(groups.groups)
+    for site, problems in _problems(model, [site for node, site in sites.items() if node in wanted], context):
+        held[site.node] = _Reader(site, _consumers(site, problems, groups.reads[site.node]))
+        if not site.geometry.transposed:
+            probed.append(SiteScores(site, (), make_probes(problems), {}))
+        ready = [group for group in left if all(node in held for node in group.consumers)]
+        found += [_scored(group, [held[node] for node in group.consumers], groups, sites, criterion) for group in ready]
+        left = [group for group in left if group not in ready]
+        needed = {node for group in left for node in group.consumers}
+        held = {node: reader for node, reader in held.items() if node in needed}
+    return Scores(tuple(found), tuple(probed))
+
+
+def _problems(model: ir.Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[Site, list[Problem]]]:
+    """Each site with what is known of its inputs, in the original."""
+    if context.data is None:
+        yield from ((site, problems_of(site, None)) for site in sites)
+        return
+    kinds = {site.kind for site in sites}
+    alive = lifetimes(model.graph, lambda node: node.op_type in kinds)
+    order = {node: index for index, node in enumerate(model.graph)}
+    with closing(Frontier(model, alive, context.data, context.workdir, [_MEMORY])) as frontier:
+        for site in sites:
+            name = data_input(site.node)
+            frontier.advance(order[site.node], [name])
+            gram = site_gram(site, len(context.data), context.seed, a_dimension=_PATCHES)
+            for batch in frontier.values(name):
+                gram.update(rows_of(site, batch))
+                if gram.full:
+                    break
+            if not site.geometry.transposed:
+                yield site, problems_of(site, gram if gram.varies() else None)
+            else:  # its moments are of single positions, of which each makes a patch of the output
+                plain = problems_of(site, None)
+                yield site, [replace(p, moments=m) for p, m in zip(plain, gram.moments(), strict=True)]
+
+
+def _consumers(site: Site, problems: Sequence[Problem], reads: Labels) -> tuple[Consumer, ...]:
+    """One consumer for each of a layer's groups of channels; their labels are the classes."""
+    found: list[Consumer] = []
+    for problem, own in zip(problems, np.split(np.asarray(reads), len(problems)), strict=True):
+        weight, labels = problem.weight.reshape(len(problem.weight), -1), own
+        if site.geometry.transposed:
+            weight = np.moveaxis(problem.weight, 1, -1).reshape(-1, len(own))
+        else:
+            labels = np.repeat(own, weight.shape[1] // len(own))
+        found.append(Consumer(weight, _gram(site, problem, weight.shape[1]), labels))
+    return tuple(found)
+
+
+def _gram(site: Site, problem: Problem, columns: int) -> Float:
+    """The covariance of the inputs where a bias takes the means, else their second moments."""
+    if problem.moments is None:
+        return np.eye(columns)
+    if site.kind == "MatMul" or site.geometry.transposed:
+        return problem.moments.xx
+    return problem.moments.xx - np.outer(problem.moments.mean_x, problem.moments.mean_x)
+
+
+def _scored(
+    group: Group, readers: Sequence[_Reader], groups: Groups, sites: Mapping[ir.Node, Site], criterion: Criterion
+) -> GroupScores:
+    n = len(group.classes)
+    place = np.full(groups.count + 1, -1, np.int64)
+    place[group.classes] = np.arange(n)
+    consumers: list[Consumer] = []
+    for reader in readers:
+        energy = sum(float(np.vdot(c.weight @ c.gram, c.weight)) for c in reader.consumers)
+        importance = 1.0 / energy if energy > 0.0 else 0.0
+        consumers += [replace(own, labels=place[own.labels], importance=importance) for own in reader.consumers]
+    producers = [(sites[node], groups.writes[node]) for node in group.producers if node in sites]
+    path = _path(consumers, [(Layout(site).rows(), place[labels]) for site, labels in producers], n, criterion)
+    errors = _by_reader(path, [len(reader.consumers) for reader in readers], consumers)
+    return GroupScores(group, group.classes[path.order], tuple(reader.site for reader in readers), errors)
+
+
+def _path(
+    consumers: Sequence[Consumer], producers: Sequence[tuple[Float, Labels]], n: int, criterion: Criterion
+) -> Path:
+    """The order of removal by a criterion, and what is lost along it."""
+    if criterion == "obs":
+        return eliminate(consumers, n, damping=_DAMPING)
+    if criterion in ("l1", "l2"):
+        weights, labels = [own for own, _ in producers], [own for _, own in producers]
+        order = order_of(norm_scores(weights, labels, n, 1 if criterion == "l1" else 2))
+    else:
+        matrix = np.zeros((n, n))
+        for own in consumers:
+            matrix += own.importance * contributions(own.weight, own.gram, own.labels, n)
+        if criterion == "taylor":
+            order = order_of(taylor_scores(matrix))
+        else:
+            order = thinet_order(matrix) if criterion == "thinet" else lasso_order(matrix)
+    return path_of(order[:-1], consumers, damping=_DAMPING)
+
+
+def _by_reader(path: Path, parts: Sequence[int], consumers: Sequence[Consumer]) -> Float:
+    """The errors of whole readers from those of their groups of channels, which count by their variance."""
+    energies = [float(np.vdot(own.weight @ own.gram, own.weight)) for own in consumers]
+    errors: list[Float] = []
+    start = 0
+    for count in parts:
+        some = slice(start, start + count)
+        weights = np.array(energies[some]) / (sum(energies[some]) or 1.0)
+        errors.append(weights @ path.errors[some])
+        start += count
+    return np.array(errors).reshape(len(parts), -1)
