@@ -80,7 +80,8 @@ def eliminate(
 ) -> Path:
     """Remove the class whose loss costs all consumers together least, fit them to the rest, and so on.
 
-    Takes about 2 d^3 multiplications and two matrices of the size of each Gram besides the Grams.
+    Takes about 2 d^3 multiplications and two matrices of the size of each Gram besides the Grams. Many of its products
+    are small: one thread a group is faster than several where cores are not idle.
 
     Args:
         consumers: Of the group; the sum of their squared errors, each times its importance, is what costs.
@@ -212,7 +213,7 @@ class _Reader:
         """A reader of some classes, by which they can be told apart; those are numbered 0, 1 .."""
         columns, sizes = self._columns(classes.tolist()), self._sizes[classes]
         inverse = self._inverse[np.ix_(columns, columns)]
-        return _Reader(inverse, _squared(self._weight[:, columns]), np.cumsum(sizes) - sizes, sizes)
+        return _Reader(inverse, self._weight[:, columns], np.cumsum(sizes) - sizes, sizes)
 
     def _columns(self, classes: Sequence[int]) -> Int:
         own = [np.arange(self._starts[k], self._starts[k] + self._sizes[k]) for k in classes]
