@@ -56,7 +56,7 @@ def _apply(graph: ir.Graph, edit: Edit, kept: NDArray[np.bool_], taken: set[str]
         return
     array = edit.change(value.const_value.numpy(), kept)
     if len(value.uses()) == 1 and not value.is_graph_output():
-        value.const_value = ir.tensor(np.ascontiguousarray(array), dtype=value.const_value.dtype, name=value.name)
+        value.const_value = ir.tensor(np.asarray(array, order="C"), dtype=value.const_value.dtype, name=value.name)
         value.shape = ir.Shape(array.shape)
     else:
         node.replace_input_with(target, add_initializer(graph, unique_name(graph, f"{value.name}.kept", taken), array))

@@ -289,6 +289,24 @@ def test_shared_shapes_are_not_changed_for_others(parsed: Parsed) -> None:
     assert [target.tolist() for target in targets if target is not None] == [[-1, 5, 64], [-1, 6, 64]]
 
 
+def test_one_channel_that_is_taken_stays(parsed: Parsed, outputs_of: OutputsOf) -> None:
+    model = parsed(
+        "g (float[N,4,8,8] x) => (float[N,3,8,8] y)"
+        " { a = Conv(x, w) f = Gather<axis=1>(a, five) g = Unsqueeze(f, one) z = Mul(a, g) y = Conv(z, out) }",
+        w=np.random.default_rng(0).standard_normal((8, 4, 1, 1)).astype(np.float32),
+        out=np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None, None] > 2, (3, 8, 1, 1)).astype(np.float32),
+        five=np.array(5),
+        one=np.array([1]),
+    )
+    groups = find_groups(model)
+    (labels,) = (labels for node, labels in groups.writes.items() if node.outputs[0].name == "a")
+    assert labels.tolist() == [1, 2, 3, 4, 5, 0, 6, 7]
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 4, 8, 8)).astype(np.float32)}
+    before = outputs_of(model, feed)["y"]
+    remove_classes(model, groups, np.isin(np.arange(8), (1, 2, 3)))
+    np.testing.assert_allclose(outputs_of(model, feed)["y"], before, rtol=1e-4, atol=1e-4)
+
+
 def test_no_tensor_loses_all_channels(parsed: Parsed) -> None:
     model = _model(parsed, "parts of channels")
     groups = find_groups(model)

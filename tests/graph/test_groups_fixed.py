@@ -156,13 +156,6 @@ def test_constants_that_are_refused_keep_what_they_read_and_write(parsed: Parsed
         assert refused in ("", "r") or "no" in groups.reasons.values()
 
 
-def test_one_channel_that_is_taken_stays(parsed: Parsed) -> None:
-    body = "f = Gather<axis=1>(a, one) g = Unsqueeze(f, where) z = Mul(a, g) y = Conv(z, out)"
-    groups = _groups(parsed, body, {}, {"one": np.int64(1), "where": [1]})
-    (labels,) = (labels for node, labels in groups.writes.items() if node.outputs[0].name == "a")
-    assert labels.tolist() == [1, 0, 2, 3, 4, 5, 6, 7]
-
-
 def test_what_a_body_reads_stays(parsed: Parsed) -> None:
     body = (
         "c = Conv(a, v) r = Relu(c) z = If(flag) <then_branch = t () => (float[N,8,8,8] p) { p = Relu(r) },"
