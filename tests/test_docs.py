@@ -159,6 +159,7 @@ def test_there_is_something_to_run() -> None:
         "cp",
         "decompose",
         "depthwise",
+        "drop_blocks",
         "fold",
         "fp16",
         "int3",

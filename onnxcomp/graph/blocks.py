@@ -15,15 +15,16 @@ from itertools import combinations
 import onnx_ir as ir
 
 from onnxcomp.cost import Cost, node_macs
+from onnxcomp.graph.blockrules import NoBlockError, bodies_of, channel_axis, refuse_branch, refuse_shapes
 from onnxcomp.graph.edit import ORIGIN, PASS, drop_unused, names_of, origin_of, unique_name
 from onnxcomp.graph.fold.values import is_op
 from onnxcomp.graph.limits import activation_limits, value_limits
+from onnxcomp.graph.relaxing import relax
 from onnxcomp.graph.sites import static_shape
 
 __all__ = ["Block", "Blocks", "drop", "find_blocks"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
-_NORMALISING = ("LayerNormalization", "SkipLayerNormalization", "Attention", "MultiHeadAttention", "RMSNormalization")
 # Nodes of a shortcut that is not the source itself, decoding of weights aside.
 _SHORT = 12
 
@@ -88,10 +89,6 @@ class Blocks:
     refusals: Mapping[str, str]
 
 
-class _NoBlockError(Exception):
-    """Why an Add with this operand as its branch is no block."""
-
-
 def find_blocks(model: ir.Model) -> Blocks:
     """Find the residual blocks of the main graph that hold a layer with weights; the model is not modified.
 
@@ -115,13 +112,20 @@ def find_blocks(model: ir.Model) -> Blocks:
     return Blocks(tuple(blocks), refusals)
 
 
-def drop(model: ir.Model, blocks: Sequence[Block]) -> None:
+def drop(model: ir.Model, blocks: Sequence[Block], original: ir.Model | None = None) -> None:
     """Drop the branches of blocks, in place; the model is to have been unchanged since they were found.
 
     What stands for a value behind a block takes its name: the shortcut that of the sum, and where the sum's Relu (or
     Clip) would only repeat the one that made the shortcut, that of the second one's output, while what the first one
     reads takes the name of the sum. So one and the same name stands for values that should be alike in the model before
     and after. An Identity bears the name where the shortcut is read elsewhere too or cannot be renamed.
+
+    Args:
+        model: The model.
+        blocks: What to drop.
+        original: A clone of the model, to which what is left will be fitted. It goes on computing the same, but what it
+            adds up in front of such a second Relu is left free where the Relu hides it, for the layer in front of the
+            first one, which now stands for it, knows nothing of signs there (:func:`onnxcomp.graph.relaxing.relax`).
 
     Raises:
         ValueError: Two of the blocks lie one in the other.
@@ -130,8 +134,14 @@ def drop(model: ir.Model, blocks: Sequence[Block]) -> None:
         if one.excludes(other):
             raise ValueError(f"the blocks {one.name!r} and {other.name!r} exclude each other")
     order = {node: index for index, node in enumerate(model.graph)}
+    ordered = sorted(blocks, key=lambda block: order[block.add])
+    for block in ordered if original is not None else ():
+        repeated, before = _repeated(block), _before(block)
+        limits = None if repeated is None else activation_limits(repeated)
+        if before is not None and limits is not None and original is not None:
+            relax(original, block.add.outputs[0].name or "", before.name or "", limits)
     # Upwards, so that of several names in a row the last one wins and what belongs to the other blocks stays.
-    for block in sorted(blocks, key=lambda block: order[block.add], reverse=True):
+    for block in reversed(ordered):
         _drop(model.graph, block)
 
 
@@ -153,7 +163,7 @@ class _Walk:
         for end, shortcut in ((left, right), (right, left)):
             try:
                 found.append(self._cut(add, end, shortcut))
-            except _NoBlockError as reason:
+            except NoBlockError as reason:
                 reasons.append(str(reason))
         if found:
             return max(found, key=lambda pair: pair[0])[1]
@@ -165,21 +175,21 @@ class _Walk:
         layers = [node for node in branch if self._is_layer(node)]
         if not layers:
             past = () if branch else self._path(end, shortcut) or ()
-            raise _NoBlockError("its branch is also read elsewhere" if any(map(self._is_layer, past)) else "")
+            raise NoBlockError("its branch is also read elsewhere" if any(map(self._is_layer, past)) else "")
         inside = {value for node in branch for value in node.outputs}
         given = [v for node in branch for v in node.inputs if v is not None and v in self._varying and v not in inside]
         source = given[0]
         if any(value is not source for value in given):
-            raise _NoBlockError(f"its branch reads {len(set(given))} activations")
+            raise NoBlockError(f"its branch reads {len(set(given))} activations")
         path = self._path(shortcut, source)
         if path is None:
-            raise _NoBlockError("its branch does not begin where the shortcut does, or is read elsewhere too")
-        axis = _axis(branch, layers[-1])
-        _refuse(branch, self._varying)
-        _compare(add, end, shortcut, axis)
+            raise NoBlockError("its branch does not begin where the shortcut does, or is read elsewhere too")
+        axis = channel_axis(branch, layers[-1])
+        refuse_branch(branch, self._varying)
+        refuse_shapes(add, end, shortcut, axis)
         longer = len(layers) - sum(self._is_layer(node) for node in path)
         if longer <= 0:
-            raise _NoBlockError("neither operand of the sum is a shortcut past the other")
+            raise NoBlockError("neither operand of the sum is a shortcut past the other")
         return longer, Block(origin_of(add), add, branch, tuple(layers), source, shortcut, axis)
 
     def _is_layer(self, node: ir.Node) -> bool:
@@ -223,55 +233,15 @@ def _varying(graph: ir.Graph) -> Iterator[ir.Value]:
     for node in graph:
         reads = [
             *node.inputs,
-            *(value for body in _bodies(node) for inner in body.all_nodes() for value in inner.inputs),
+            *(value for body in bodies_of(node) for inner in body.all_nodes() for value in inner.inputs),
         ]
         if any(value in found for value in reads):
             found.update(node.outputs)
     yield from found
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _only_read_by(value: ir.Value, nodes: set[ir.Node]) -> bool:
     return not value.is_graph_output() and all(use.node in nodes for use in value.uses())
-
-
-def _axis(branch: Sequence[ir.Node], last: ir.Node) -> int:
-    """The axis of the channels of what a branch writes, by its last layer."""
-    behind = branch[branch.index(last) + 1 :]
-    return 1 if "Conv" in last.op_type or any(is_op(node, "Transpose") for node in behind) else -1
-
-
-def _refuse(branch: Sequence[ir.Node], varying: set[ir.Value]) -> None:
-    """Raise where the branch must stay for what it is."""
-    if any(True for node in branch for _ in _bodies(node)):
-        raise _NoBlockError("its branch holds an If, Loop or Scan")
-    kinds = {node.op_type for node in branch}
-    products = (node for node in branch if node.op_type == "MatMul")
-    if any(all(value in varying for value in node.inputs) for node in products):
-        raise _NoBlockError("its branch holds a product of two activations, as transformers do")
-    if not kinds.isdisjoint(_NORMALISING) or {"ReduceMean", "Sqrt"} <= kinds:
-        raise _NoBlockError("its branch holds a layer normalisation, as those of transformers do")
-
-
-def _compare(add: ir.Node, end: ir.Value, shortcut: ir.Value, axis: int) -> None:
-    """Raise where the sum is not of two equal shapes, as far as they are known, in float32."""
-    if add.outputs[0].dtype not in (None, ir.DataType.FLOAT):
-        raise _NoBlockError("the sum is not float32")
-    mine, theirs = static_shape(end), static_shape(shortcut)
-    if len(mine) < 2 or len(theirs) < 2:
-        raise _NoBlockError("the shapes of the sum's operands are unknown")
-    pairs = list(zip(mine, theirs, strict=False))
-    if len(mine) != len(theirs) or any(a != b and (None not in (a, b) or 1 in (a, b)) for a, b in pairs):
-        raise _NoBlockError(f"the shapes of the sum's operands differ: {mine} and {theirs}")
-    if pairs[axis] == (None, None):
-        raise _NoBlockError("the number of channels is unknown")
 
 
 def _cost(nodes: Sequence[ir.Node], *, shared: bool = False) -> Cost:
@@ -288,12 +258,11 @@ def _cost(nodes: Sequence[ir.Node], *, shared: bool = False) -> Cost:
 
 def _drop(graph: ir.Graph, block: Block) -> None:
     shortcut, total = block.shortcut, block.add.outputs[0]
-    repeated = _repeated(block)
+    repeated, before = _repeated(block), _before(block)
     last = total if repeated is None else repeated.outputs[0]
     gone = {block.add, *block.branch, *([] if repeated is None else [repeated])}
-    movable = shortcut.producer() is not None and _only_read_by(shortcut, gone)
     stand_in = shortcut
-    if not movable:
+    if not _movable(block):
         taken = names_of(graph)
         node = ir.node(
             "Identity", [shortcut], name=unique_name(graph, f"{block.add.name or last.name}.shortcut", taken)
@@ -306,11 +275,23 @@ def _drop(graph: ir.Graph, block: Block) -> None:
     graph.remove([node for node in graph if node in gone], safe=True)
     drop_unused(graph, constants)
     _become(stand_in, last)
-    first = shortcut.producer()
-    if movable and repeated is not None and first is not None and first.op_type == repeated.op_type:
-        before = first.inputs[0]
-        if before is not None and before.producer() is not None and _only_read_by(before, {first}):
-            _become(before, total)
+    if before is not None:
+        _become(before, total)
+
+
+def _movable(block: Block) -> bool:
+    """Whether the shortcut can take another name: nothing but the block reads it."""
+    return block.shortcut.producer() is not None and _only_read_by(block.shortcut, {block.add, *block.branch})
+
+
+def _before(block: Block) -> ir.Value | None:
+    """What takes the name of the sum: what the activation in front of the block reads, if the one behind goes."""
+    repeated, first = _repeated(block), block.shortcut.producer()
+    if repeated is None or first is None or first.op_type != repeated.op_type or not _movable(block):
+        return None
+    value = first.inputs[0]
+    free = value is not None and value.producer() is not None and _only_read_by(value, {first})
+    return value if free else None
 
 
 def _become(value: ir.Value, other: ir.Value) -> None:

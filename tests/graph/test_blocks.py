@@ -267,3 +267,27 @@ def test_an_activation_that_would_do_nothing_goes(
     assert len(nodes) == 3 + kept + bool(before)
     assert "o" in {value.name for node in model.graph for value in node.outputs}
     outputs_of(model, FEED)
+
+
+@pytest.mark.parametrize("which", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("activation", ["Relu({})", "Clip({}, low, high)"])
+def test_what_the_original_hides_is_free_for_what_stands_for_it(
+    activation: str, which: list[int], built: Callable[[str], ir.Model], outputs_of: OutputsOf
+) -> None:
+    body = TWO
+    for name, source in (("t", "u"), ("o", "s"), ("o2", "s2")):
+        body = body.replace(f"{name} = Relu({source})", f"{name} = {activation.format(source)}")
+    model, original = (built(body) for _ in range(2))
+    before = inner(model, FEED, outputs_of)
+    blocks = find_blocks(model).blocks
+    drop(model, [blocks[k] for k in which], original)
+    eased = inner(original, FEED, outputs_of)
+    low, high = 0.0, np.inf if "Relu" in activation else 6.0
+    for name in ("y", "o", "o2"):
+        np.testing.assert_array_equal(eased[name], before[name])
+    instead = {"s": before["u"], "s2": eased["s"]}
+    for name in [("s", "s2")[k] for k in which]:
+        inside = (before[name] > low) & (before[name] < high)
+        np.testing.assert_array_equal(eased[name][inside], before[name][inside])
+        beside = np.where(before[name] <= low, np.minimum(instead[name], low), np.maximum(instead[name], high))
+        np.testing.assert_array_equal(eased[name][~inside], beside[~inside])
