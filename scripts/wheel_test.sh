@@ -21,4 +21,4 @@ for name in passes cli; do
   if "$work/venv/bin/python" -c "import $name" 2> /dev/null; then echo "'import $name' works; it must not"; exit 1; fi
 done
 "$work/venv/bin/python" -c "import onnxcomp.cli.main, onnxcomp.passes.int8 as m; assert m.__file__.startswith('$work/venv/'), m.__file__"
-"$work/venv/bin/pytest" -q -n 2 --dist loadfile -m "not slow"
+OMP_NUM_THREADS=1 "$work/venv/bin/pytest" -q -n 2 --dist worksteal -m "not slow"

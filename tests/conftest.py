@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from onnxcomp import pipeline
 from onnxcomp.contract import Context
 from onnxcomp.runtime.session import open_session, output_names, run
+from onnxcomp.runtime.timing import Speedup, paired
 from onnxcomp.targets.target import load_target
 
 # A busy machine is no failure; where nobody watches, the examples are the same every time.
@@ -67,6 +69,16 @@ def in_context(tmp_path: Path) -> InContext:
         return Context(**(given | fields))
 
     return make
+
+
+@pytest.fixture
+def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are timed for a second at most: a busy machine would have all of the seconds that a run may take."""
+
+    def brief(*models: Any, **options: Any) -> Speedup:
+        return paired(*models, **{**options, "rounds": 24, "budget_s": 1.0})
+
+    monkeypatch.setattr(pipeline, "paired", brief)
 
 
 @pytest.fixture(scope="session")

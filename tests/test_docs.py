@@ -14,17 +14,14 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from onnxcomp import pipeline
 from onnxcomp.cli.main import main
 from onnxcomp.options import describe
 from onnxcomp.registry import available, load_pass
-from onnxcomp.runtime.timing import Speedup, paired
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,19 +70,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, models: Path, brief_timing: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the sample models, and nothing left of the modules that a page defines."""
     (tmp_path / "models").symlink_to(models, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("page", "my_feeds"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-
-    def brief(*models: Any, **options: Any) -> Speedup:
-        """A short look: that the blocks run is what counts here, not how exactly models are timed."""
-        return paired(*models, **{**options, "rounds": 24, "budget_s": 1.0})
-
-    monkeypatch.setattr(pipeline, "paired", brief)
     return tmp_path
 
 

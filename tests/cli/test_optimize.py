@@ -226,6 +226,7 @@ def test_the_help_of_eval_says_what_it_needs(run: Any) -> None:
     assert "Data to measure on, likewise; with labels, accuracy." in " ".join(run("optimize", "--help").out.split())
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_timing_cache_spares_the_second_run_its_timing(
     run: Any, cnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_target_out_of_reach_takes_the_least_and_says_so(decomposed: Callable[
     assert set(_became(result)) == {"a", "b", "c"}
 
 
+@pytest.mark.usefixtures("brief_timing")
 def test_a_speed_is_met(decomposed: Callable[..., Result], fading: Any, parsed: Any) -> None:
     """Three quarters of a large layer's work is spared with ease: whatever the machine, it is not half of the speed."""
     text = """g (float[N,256,16,16] x) => (float[N,256,a,b] y) {
