@@ -17,6 +17,7 @@ from onnxcomp.contract import Change, Context, PassReport, Skip, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.blocks import Block, drop, find_blocks
 from onnxcomp.graph.edit import ORIGIN, PASS, origin_of
+from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.graph.groups import Groups, find_groups
 from onnxcomp.graph.products import weighted_sites
 from onnxcomp.graph.shrinking import remove_classes
@@ -76,8 +77,14 @@ def layers_of(model: ir.Model) -> dict[ir.Node, Site]:
     return {site.node: site for site in weighted_sites(model, KINDS) if isinstance(site, Site)}
 
 
-def reshape(model: ir.Model, decided: Decided, refuse: Refuse) -> Kept:
+def reshape(model: ir.Model, decided: Decided, refuse: Refuse, original: ir.Model | None = None) -> Kept:
     """Remove the channels and drop the blocks, in place; layers keep the weights of what is left.
+
+    Args:
+        model: A model with inferred shapes.
+        decided: What is to be done.
+        refuse: As it was when that was decided.
+        original: A clone, to which what is left will be fitted; see :func:`onnxcomp.graph.blocks.drop`.
 
     Returns:
         What is left of each value that lost channels.
@@ -88,7 +95,7 @@ def reshape(model: ir.Model, decided: Decided, refuse: Refuse) -> Kept:
     if decided.removed.any():
         remove_classes(model, groups, decided.removed)
     if blocks:
-        drop(model, blocks)
+        drop(model, blocks, original)
     return kept
 
 
@@ -109,10 +116,11 @@ def carry_out(
     layers, skips = _layers(model, find_groups(model, refuse), decided.removed)
     found = find_blocks(model).blocks if decided.blocks else ()
     dropped = {node: block for block in found if block.name in decided.blocks for node in block.branch}
-    kept = reshape(model, decided, refuse)
+    kept = reshape(model, decided, refuse, original)
     keys = {node: node.outputs[0].name or "" for node in layers if node not in dropped}
     forms = {key: _form(text) for key, text in decided.forms.items()}
     done = recover(original, model, name, context, kept, forms) if refit or forms else {}
+    infer_shapes(model)
     after = {key_of(site): site for site in layers_of(model).values()}
     changes: list[Change] = []
     for node, layer in layers.items():

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.allocation.menu import Choice
+from onnxcomp.allocation.problem import Setting, group_shape
 from onnxcomp.allocation.targets import Resource
 from onnxcomp.cost import Cost
+from onnxcomp.decomposition.base import Decomposition
 from onnxcomp.graph.sites import Site
 
 __all__ = ["CoupledCosts", "Layer"]
@@ -128,13 +130,23 @@ def _bilinear(layer: Layer, choice: Choice, resource: Resource) -> Float:
     if choice.scored is None:
         return np.array([0.0, 0.0, 0.0, full])
     form, setting = choice.scored.form, choice.scored.setting
-    corners = [form.cost(_narrowed(layer.site, a, b), setting) for a, b in ((1, _LESS), (_LESS, 1), (_LESS, _LESS))]
+    assert isinstance(form, Decomposition), "layers are decomposed"
+    sides = ((1, _LESS), (_LESS, 1), (_LESS, _LESS))
+    corners = [_cost(form, setting, _narrowed(layer.site, a, b)) for a, b in sides]
     high, *rest = (_amount(layer, choice, cost, resource) for cost in (choice.cost, *corners))
     fewer_outs, fewer_ins, fewer = rest
     product = (high - fewer_ins - fewer_outs + fewer) / (1 - _LESS) ** 2
     by_ins = (high - fewer_ins) / (1 - _LESS) - product
     by_outs = (high - fewer_outs) / (1 - _LESS) - product
     return np.array([high - by_ins - by_outs - product, by_ins, by_outs, product])
+
+
+def _cost(form: Decomposition, setting: Setting, site: Site) -> Cost:
+    """What a form costs at a site of fewer channels, which may have no room for its ranks."""
+    shape = group_shape(site)
+    limits = form.full(shape, setting.order)
+    fitting = replace(setting, ranks=tuple(min(pair) for pair in zip(setting.ranks, limits, strict=True)))
+    return site.cost if form.whole(shape, fitting) else form.cost(site, fitting)
 
 
 def _amount(layer: Layer, choice: Choice, cost: Cost, resource: Resource) -> float:

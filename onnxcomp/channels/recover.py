@@ -83,7 +83,9 @@ def recover(
     walk = _Walk(name, context, forms or {}, names_of(model.graph))
     sites = [site for site in weighted_sites(model, _KINDS) if isinstance(site, Site)]
     if context.data is None:
-        return {key_of(site): walk.formed(site, None) for site in sites if key_of(site) in walk.forms}
+        keys = {site: key_of(site) for site in sites}  # of nodes that are about to go
+        formed = {keys[site]: walk.formed(site, None) for site in sites}
+        return {key: own for key, own in formed.items() if own is not None}
     found: dict[str, Refitted] = {}
     with closing(Beside(original, model, kept or {}, context.data, context.workdir, kinds=_KINDS)) as beside:
         for site in sites:
@@ -108,8 +110,9 @@ class _Walk:
         if site.geometry.transposed:
             return self.formed(site, None)
         gram = _gram(site, beside, self.context)
-        if key_of(site) in self.forms:
-            return self.formed(site, gram if gram.varies() else None)
+        formed = self.formed(site, gram if gram.varies() else None)
+        if formed is not None:
+            return formed
         fitted = _refitted(site, gram)
         if fitted is None:
             return None
@@ -117,12 +120,12 @@ class _Walk:
         replace_by_chain(site.node, chain, self.name, self.taken)
         return Refitted("", fitted.error, chain_cost(site, chain), {})
 
-    def formed(self, site: Site, gram: PatchGram | None) -> Refitted:
-        """Write the layer in the form that was decided for it."""
-        form = self.forms[key_of(site)]
-        context = replace(self.context, replay={}, overrides=())
-        proposals = form.propose(site, gram, context)
-        assert not isinstance(proposals, Skip) and proposals, "a form that was decided for a layer fits it"
+    def formed(self, site: Site, gram: PatchGram | None) -> Refitted | None:
+        """Write the layer in the form that was decided for it; None where there is none, or it takes no less now."""
+        form = self.forms.get(key_of(site))
+        proposals = None if form is None else form.propose(site, gram, replace(self.context, replay={}, overrides=()))
+        if form is None or proposals is None or isinstance(proposals, Skip) or not proposals:
+            return None
         candidate = proposals[0]
         if gram is not None:
             candidate = form.refit(site, candidate, gram)
