@@ -6,7 +6,7 @@ its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
 from onnxcomp.data import Feeds
+from onnxcomp.graph.alike import same_operation, same_values
 from onnxcomp.graph.sites import Site, is_default_domain
 
 __all__ = ["Beside", "Kept"]
@@ -55,6 +56,7 @@ class Beside:
         workdir: Where activations are spilled.
         memory: Bytes of activations kept in memory before spilling.
         kinds: The operators that are sites.
+        rewritten: Names of the outputs of layers that are about to be replaced, whatever they read.
     """
 
     def __init__(
@@ -67,10 +69,13 @@ class Beside:
         memory: int = 1 << 30,
         *,
         kinds: Sequence[str] = ("Conv", "ConvTranspose"),
+        rewritten: Collection[str] = (),
     ) -> None:
         allowance = [memory]
         self._kept = kept
         self._order, self._goals = _planned(current, original, kinds)
+        self._same = same_values(original.graph, current.graph, rewritten)
+        self._makers = {value.name: node for node in original.graph for value in node.outputs}
         self._places = {v.name or "": i for i, node in enumerate(original.graph) for v in node.outputs}
         needed = {goal.wanted for goal in self._goals.values()}
         made = {name for name in needed if name in self._places}
@@ -82,6 +87,18 @@ class Beside:
         alive = lifetimes(current.graph, lambda node: node.op_type in kinds)
         self._after = Frontier(current, alive, feeds, workdir, allowance)
         self._reached = 0
+
+    def repeats(self, site: Site) -> bool:
+        """Whether a layer reads what it did in the original and is to give what it gave there, or some channels of it.
+
+        Then there is nothing to make up for. As of the time at which the walk began, but for `rewritten`.
+        """
+        goal = self._goals[site.node.outputs[0].name or ""]
+        if data_input(site.node) not in self._same or (goal.other and goal.other not in self._same):
+            return False
+        made = [site.node, *(user for user, _ in site.node.outputs[0].uses() if goal.other)]
+        twins = (self._makers.get(node.outputs[0].name) for node in made)
+        return all(twin is not None and same_operation(node, twin) for node, twin in zip(made, twins, strict=True))
 
     def mark_changed(self) -> None:
         """Tell the walk that a layer was replaced: both models have activations of their own anyway."""

@@ -19,12 +19,12 @@ from onnxcomp.graph.blocks import Block, drop, find_blocks
 from onnxcomp.graph.edit import ORIGIN, PASS, origin_of
 from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.graph.groups import Groups, find_groups
-from onnxcomp.graph.products import weighted_sites
+from onnxcomp.graph.products import product_site, weighted_sites
 from onnxcomp.graph.shrinking import remove_classes
-from onnxcomp.graph.sites import Site
+from onnxcomp.graph.sites import Site, conv_site, is_default_domain
 from onnxcomp.registry import build_pipeline
 
-__all__ = ["KINDS", "Decided", "Refuse", "carry_out", "decided_by", "layers_of", "reshape"]
+__all__ = ["KINDS", "Decided", "Refuse", "carry_out", "decided_by", "layers_of", "reshape", "unfit_layers"]
 
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 Mask = NDArray[np.bool_]
@@ -77,6 +77,17 @@ def layers_of(model: ir.Model) -> dict[ir.Node, Site]:
     return {site.node: site for site in weighted_sites(model, KINDS) if isinstance(site, Site)}
 
 
+def unfit_layers(model: ir.Model) -> dict[str, str]:
+    """Why weighted nodes of the main graph are no sites, by the name of their output."""
+    found: dict[str, str] = {}
+    for node in model.graph:
+        if is_default_domain(node, *KINDS):
+            site = conv_site(node) if node.op_type in ("Conv", "ConvTranspose") else product_site(node)
+            if isinstance(site, Skip):
+                found[node.outputs[0].name or ""] = site.reason
+    return found
+
+
 def reshape(model: ir.Model, decided: Decided, refuse: Refuse, original: ir.Model | None = None) -> Kept:
     """Remove the channels and drop the blocks, in place; layers keep the weights of what is left.
 
@@ -119,7 +130,9 @@ def carry_out(
     kept = reshape(model, decided, refuse, original)
     keys = {node: node.outputs[0].name or "" for node in layers if node not in dropped}
     forms = {key: _form(text) for key, text in decided.forms.items()}
-    done = recover(original, model, name, context, kept, forms) if refit or forms else {}
+    left = {key_of(site): (site.channels_in, site.channels_out) for site in layers_of(model).values()}
+    known = context if refit else replace(context, data=None)
+    done = recover(original, model, name, known, kept, forms) if refit or forms else {}
     infer_shapes(model)
     after = {key_of(site): site for site in layers_of(model).values()}
     changes: list[Change] = []
@@ -127,13 +140,14 @@ def carry_out(
         if node in dropped:
             changes.append(_gone(layer, dropped[node]))
             continue
-        change = _changed(layer, after.get(keys[node], layer.site), done.get(keys[node]))
+        key = keys[node]
+        change = _changed(layer, left[key], after.get(key, layer.site), done.get(key))
         if change is None:
             skips.append(Skip(layer.site.name, decided.reasons.get(key_of(layer.site), layer.reason)))
         else:
             changes.append(change)
-            if keys[node] in after:
-                _mark(after[keys[node]].node, layer.site.name, name)
+            if key in after:
+                _mark(after[key].node, layer.site.name, name)
     return PassReport(tuple(changes), tuple(skips))
 
 
@@ -186,10 +200,10 @@ def _gone(layer: _Layer, block: Block) -> Change:
     return Change(layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice={_DROPPED: block.name})
 
 
-def _changed(layer: _Layer, now: Site, fitted: Refitted | None) -> Change | None:
-    """The change of a layer; None where it is as it was."""
+def _changed(layer: _Layer, shape: tuple[int, int], now: Site, fitted: Refitted | None) -> Change | None:
+    """The change of a layer, of which so many channels are left; None where it is as it was."""
     site = layer.site
-    before, shape = (site.channels_in, site.channels_out), (now.channels_in, now.channels_out)
+    before = site.channels_in, site.channels_out
     if fitted is None and before == shape:
         return None
     words = [] if before == shape else [f"{before[0]}>{before[1]} channels, now {shape[0]}>{shape[1]}"]

@@ -24,8 +24,9 @@ __all__ = ["CoupledCosts", "Layer"]
 Float = NDArray[np.float64]
 Picks = Sequence[int]
 
-# Share of channels at which a form is costed besides all of them; its cost is bilinear in both sides.
-_LESS = 0.5
+# Channels, in units of a layer's own, at which a form is costed besides; its cost is bilinear in both sides. With fewer
+# channels some of its ranks would be full and their matrices gone.
+_MORE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,22 +132,20 @@ def _bilinear(layer: Layer, choice: Choice, resource: Resource) -> Float:
         return np.array([0.0, 0.0, 0.0, full])
     form, setting = choice.scored.form, choice.scored.setting
     assert isinstance(form, Decomposition), "layers are decomposed"
-    sides = ((1, _LESS), (_LESS, 1), (_LESS, _LESS))
-    corners = [_cost(form, setting, _narrowed(layer.site, a, b)) for a, b in sides]
-    high, *rest = (_amount(layer, choice, cost, resource) for cost in (choice.cost, *corners))
-    fewer_outs, fewer_ins, fewer = rest
-    product = (high - fewer_ins - fewer_outs + fewer) / (1 - _LESS) ** 2
-    by_ins = (high - fewer_ins) / (1 - _LESS) - product
-    by_outs = (high - fewer_outs) / (1 - _LESS) - product
-    return np.array([high - by_ins - by_outs - product, by_ins, by_outs, product])
+    corners = [_cost(form, setting, layer.site, *sides) for sides in ((_MORE, 1), (1, _MORE), (_MORE, _MORE))]
+    more_ins, more_outs, more = (_amount(layer, choice, cost, resource) for cost in corners)
+    product = (more - more_ins - more_outs + full) / (_MORE - 1) ** 2
+    by_ins = (more_ins - full) / (_MORE - 1) - product
+    by_outs = (more_outs - full) / (_MORE - 1) - product
+    return np.array([full - by_ins - by_outs - product, by_ins, by_outs, product])
 
 
-def _cost(form: Decomposition, setting: Setting, site: Site) -> Cost:
-    """What a form costs at a site of fewer channels, which may have no room for its ranks."""
-    shape = group_shape(site)
-    limits = form.full(shape, setting.order)
-    fitting = replace(setting, ranks=tuple(min(pair) for pair in zip(setting.ranks, limits, strict=True)))
-    return site.cost if form.whole(shape, fitting) else form.cost(site, fitting)
+def _cost(form: Decomposition, setting: Setting, site: Site, ins: int, outs: int) -> Cost:
+    """What a form costs at a site with more channels; ranks that are full stay full."""
+    larger = _widened(site, ins, outs)
+    full, limits = (form.full(group_shape(own), setting.order) for own in (site, larger))
+    ranks = (most if rank >= own else rank for rank, own, most in zip(setting.ranks, full, limits, strict=True))
+    return form.cost(larger, replace(setting, ranks=tuple(ranks)))
 
 
 def _amount(layer: Layer, choice: Choice, cost: Cost, resource: Resource) -> float:
@@ -162,12 +161,9 @@ def _amount(layer: Layer, choice: Choice, cost: Cost, resource: Resource) -> flo
     return time * share
 
 
-def _narrowed(site: Site, ins: float, outs: float) -> Site:
-    """The site with a share of its channels, of no particular weights."""
-    group, transposed = site.geometry.group, site.geometry.transposed
-    sides = (site.channels_in, site.channels_out) if transposed else (site.channels_out, site.channels_in)
-    shares = (ins, outs) if transposed else (outs, ins)
-    first, second = (max(1, round(share * side / group)) for share, side in zip(shares, sides, strict=True))
-    shape = (first * group, second, *site.weight.shape[2:])
-    bias = None if site.bias is None else np.zeros(max(1, round(outs * site.channels_out / group)) * group, np.float32)
+def _widened(site: Site, ins: int, outs: int) -> Site:
+    """The site with several times its channels, of no particular weights."""
+    first, second = (ins, outs) if site.geometry.transposed else (outs, ins)
+    shape = (first * site.weight.shape[0], second * site.weight.shape[1], *site.weight.shape[2:])
+    bias = None if site.bias is None else np.zeros(outs * len(site.bias), np.float32)
     return replace(site, weight=np.broadcast_to(np.float32(0), shape), bias=bias)

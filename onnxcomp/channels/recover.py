@@ -67,7 +67,7 @@ def recover(
     kept: Kept | None = None,
     forms: Mapping[str, Offering] | None = None,
 ) -> dict[str, Refitted]:
-    """Refit, in place, every layer whose output is no longer the original's.
+    """Refit, in place, every layer whose input or target is no longer the original's.
 
     Args:
         original: The model as it was; values correspond by name.
@@ -87,10 +87,14 @@ def recover(
         formed = {keys[site]: walk.formed(site, None) for site in sites}
         return {key: own for key, own in formed.items() if own is not None}
     found: dict[str, Refitted] = {}
-    with closing(Beside(original, model, kept or {}, context.data, context.workdir, kinds=_KINDS)) as beside:
+    walked = Beside(
+        original, model, kept or {}, context.data, context.workdir, kinds=_KINDS, rewritten=frozenset(walk.forms)
+    )
+    with closing(walked) as beside:
         for site in sites:
             key = key_of(site)  # of the node that is about to go
-            if context.excluded(site.name) or (site.geometry.transposed and key not in walk.forms):
+            fixed = site.geometry.transposed or beside.repeats(site)
+            if context.excluded(site.name) or (fixed and key not in walk.forms):
                 continue
             fitted = walk.refitted(site, beside)
             if fitted is not None:

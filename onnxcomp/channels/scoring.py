@@ -213,4 +213,4 @@ def _by_reader(path: Path, parts: Sequence[int], consumers: Sequence[Consumer]) 
         weights = np.array(energies[some]) / (sum(energies[some]) or 1.0)
         errors.append(weights @ path.errors[some])
         start += count
-    return np.array(errors).reshape(len(parts), -1)
+    return np.reshape(np.array(errors), (len(parts), path.errors.shape[1]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from onnxcomp.allocation.targeted import Targeted
-from onnxcomp.channels.applying import Decided, carry_out, decided_by
+from onnxcomp.channels.applying import Decided, carry_out, decided_by, unfit_layers
 from onnxcomp.channels.planning import Planner
 from onnxcomp.contract import Context, PassReport
 from onnxcomp.errors import OptionError
@@ -22,12 +23,21 @@ __all__ = ["Refusal", "Structural"]
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a layer's constants must stay as they are: the user says so, in the call or in a recipe."""
+    """Why a layer's constants must stay as they are: the user says so, in the call or in a recipe, or it is no site.
+
+    Attributes:
+        context: The run's context.
+        unfit: Why weighted nodes are no sites, by the name of their output.
+    """
 
     context: Context
+    unfit: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, node: ir.Node) -> str | None:
         """The reason for a node, or None."""
+        reason = self.unfit.get(node.outputs[0].name or "")
+        if reason is not None:
+            return reason
         name = origin_of(node)
         for own in self.context.overrides:
             if own.options is None and (fnmatchcase(name, own.match) or own.match == node.op_type):
@@ -55,7 +65,7 @@ class Structural(Targeted):
 
     def run(self, model: ir.Model, context: Context) -> PassReport:
         """Decide what goes, remove it, and fit the rest."""
-        refuse = Refusal(context)
+        refuse = Refusal(context, unfit_layers(model))
         if context.replay is not None:
             decided, note = decided_by(model, context.replay, refuse), ""
         else:

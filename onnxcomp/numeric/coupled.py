@@ -206,7 +206,7 @@ def _repaired(question: _Question, picks: Sequence[int]) -> list[int] | None:
 def _filled(question: _Question, picks: Sequence[int]) -> list[int]:
     """Take the single change that lowers the goal most while the limit holds, until there is none."""
     found = list(picks)
-    while True:
+    while found:
         room = question.room - question.measure(found)[1]
         changes = [(*_best(question, variable, found, room), variable) for variable in range(len(found))]
         gain, _, option, variable = min(changes)
@@ -217,6 +217,7 @@ def _filled(question: _Question, picks: Sequence[int]) -> list[int]:
         if not question.measure(changed) < question.measure(found) or not question.fits(changed):
             return found  # by rounding alone
         found = changed
+    return found
 
 
 def _best(question: _Question, variable: int, picks: Sequence[int], room: float) -> tuple[float, float, int]:
