@@ -124,12 +124,12 @@ def rough_error(problem: Problem, setting: Setting) -> float:
     return float(np.vdot(missed @ gram, missed)) / power if power > 0.0 else 0.0
 
 
-def written(site: Site, rows: Float, bias: NDArray[np.float32] | None) -> tuple[Link, ...]:
-    """The layer's own operator with another weight, given as rows (Co, d)."""
+def written(site: Site, rows: Float, bias: NDArray[np.float32] | None, role: str = "sparse") -> tuple[Link, ...]:
+    """The layer's own operator with another weight, given as rows (Co, d); the role ends its name."""
     layout = Layout(site)
     weight = layout.stored(rows).reshape(layout.weight_shape).astype(np.float32)
     attributes = {} if is_product(site) else site.geometry.attributes()
-    return (Link("sparse", site.kind, (weight, *(() if bias is None else (bias,))), attributes),)
+    return (Link(role, site.kind, (weight, *(() if bias is None else (bias,))), attributes),)
 
 
 def _pattern(setting: Setting, shape: tuple[int, ...]) -> Pattern:

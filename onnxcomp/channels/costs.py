@@ -102,8 +102,8 @@ class CoupledCosts:
     def _of_group(self, group: int, pick: int, chosen: Float, ins: Float, outs: Float, alive: Float) -> Float:
         mine = (self._ins[:, group] > 0) | (self._outs[:, group] > 0)
         removed = self._removed[group] - self._removed[group][pick]
-        less_in = ins[mine, None] - np.outer(self._ins[mine, group], removed)
-        less_out = outs[mine, None] - np.outer(self._outs[mine, group], removed)
+        less_in = ins[mine, None] - self._ins[mine, group, None] * removed
+        less_out = outs[mine, None] - self._outs[mine, group, None] * removed
         amounts = _amounts(chosen[mine, None, :], less_in, less_out) * alive[mine, None]
         return np.asarray(amounts.sum(axis=0), np.float64)
 

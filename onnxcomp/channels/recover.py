@@ -120,7 +120,7 @@ class _Walk:
         fitted = _refitted(site, gram)
         if fitted is None:
             return None
-        chain = written(site, fitted.rows, fitted.bias)
+        chain = written(site, fitted.rows, fitted.bias, "fitted")
         replace_by_chain(site.node, chain, self.name, self.taken)
         return Refitted("", fitted.error, chain_cost(site, chain), {})
 
