@@ -13,6 +13,7 @@ from onnxcomp.allocation.offering import Offering
 from onnxcomp.allocation.problem import key_of
 from onnxcomp.calibration.beside import Kept
 from onnxcomp.channels.recover import Refitted, recover
+from onnxcomp.channels.scoring import too_wide
 from onnxcomp.contract import Change, Context, PassReport, Skip, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.blocks import Block, drop, find_blocks
@@ -186,6 +187,10 @@ def _layers(model: ir.Model, groups: Groups, removed: Mask) -> tuple[dict[ir.Nod
             continue
         labels = groups.writes.get(site.node, np.zeros(site.channels_out, np.int64))
         layers[site.node] = _Layer(site, ~removed[labels], groups.reasons.get(site.node, "no channel was removed"))
+    for group in groups.groups:
+        wide = [layers[node].site.name for node in group.consumers if node in layers and too_wide(layers[node].site)]
+        for node in group.producers if wide else ():
+            layers[node] = replace(layers[node], reason=f"{wide[0]} reads too many inputs to rank them")
     return layers, skips
 
 

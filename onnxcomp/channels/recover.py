@@ -20,6 +20,7 @@ from onnxcomp.allocation.offering import Offering
 from onnxcomp.allocation.problem import Problem, key_of, problems_of
 from onnxcomp.calibration.beside import Beside, Kept
 from onnxcomp.calibration.gram import PatchGram, site_gram
+from onnxcomp.channels.scoring import too_wide
 from onnxcomp.contract import Context, Skip, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.chain import chain_cost
@@ -93,7 +94,7 @@ def recover(
     with closing(walked) as beside:
         for site in sites:
             key = key_of(site)  # of the node that is about to go
-            fixed = site.geometry.transposed or beside.repeats(site)
+            fixed = site.geometry.transposed or too_wide(site) or beside.repeats(site)
             if context.excluded(site.name) or (fixed and key not in walk.forms):
                 continue
             fitted = walk.refitted(site, beside)
@@ -111,7 +112,7 @@ class _Walk:
 
     def refitted(self, site: Site, beside: Beside) -> Refitted | None:
         """Write the layer as its form, or as it is with another weight; None where it stays what it was."""
-        if site.geometry.transposed:
+        if site.geometry.transposed or too_wide(site):
             return self.formed(site, None)
         gram = _gram(site, beside, self.context)
         formed = self.formed(site, gram if gram.varies() else None)

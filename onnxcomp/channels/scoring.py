@@ -29,7 +29,7 @@ from onnxcomp.numeric.elimination import Consumer, Path, eliminate, path_of
 from onnxcomp.numeric.selection import contributions, lasso_order, norm_scores, order_of, taylor_scores, thinet_order
 from onnxcomp.quantize.layout import Layout
 
-__all__ = ["Criterion", "GroupScores", "Scores", "score_groups"]
+__all__ = ["Criterion", "GroupScores", "Scores", "score_groups", "too_wide"]
 
 Float = NDArray[np.float64]
 Criterion = Literal["auto", "obs", "thinet", "he", "taylor", "l1", "l2"]
@@ -38,6 +38,8 @@ Criterion = Literal["auto", "obs", "thinet", "he", "taylor", "l1", "l2"]
 _PATCHES = 4
 # Bytes of activations in memory; the Grams need the rest.
 _MEMORY = 1 << 28
+# Columns of a Gram that takes minutes and 800 MB; what reads more is neither ranked by nor refitted.
+_WIDEST = 10_000
 # Noise that each input is thought to have, relative to their mean power.
 _DAMPING = 1e-3
 
@@ -69,7 +71,7 @@ class Scores:
     """The scores of a model.
 
     Attributes:
-        groups: Of all groups, in the order of their last readers.
+        groups: Of the groups, in the order of their last readers.
         sites: The readers with the probes that tell what their errors do to the outputs.
     """
 
@@ -92,7 +94,7 @@ def score_groups(
     criterion: Criterion,
     context: Context,
 ) -> Scores:
-    """Score every group of a model.
+    """Score every group of a model but for those that are read by too wide a layer.
 
     Args:
         model: The original; not modified.
@@ -101,7 +103,9 @@ def score_groups(
         criterion: How the order of removal is found; auto is obs with data, else l2.
         context: The run's context; without calibration data every input has the same power.
     """
-    wanted = {node for group in groups.groups for node in group.consumers}
+    wanted = {
+        node for group in groups.groups for node in group.consumers if node in sites and not too_wide(sites[node])
+    }
     if criterion == "auto":
         criterion = "obs" if context.data is not None else "l2"
     held: dict[ir.Node, _Reader] = {}
@@ -118,6 +122,11 @@ def score_groups(
         needed = {node for group in left for node in group.consumers}
         held = {node: reader for node, reader in held.items() if node in needed}
     return Scores(tuple(found), tuple(probed))
+
+
+def too_wide(site: Site) -> bool:
+    """Whether a layer reads too many columns for a Gram of them."""
+    return not site.geometry.transposed and site.weight[0].size > _WIDEST
 
 
 def _problems(model: ir.Model, sites: Sequence[Site], context: Context) -> Iterator[tuple[Site, list[Problem]]]:

@@ -36,13 +36,14 @@ class Refusal:
     def __call__(self, node: ir.Node) -> str | None:
         """The reason for a node, or None."""
         reason = self.unfit.get(node.outputs[0].name or "")
-        if reason is not None:
-            return reason
         name = origin_of(node)
+        if reason is not None:
+            return f"{name}: {reason}"
         for own in self.context.overrides:
             if own.options is None and (fnmatchcase(name, own.match) or own.match == node.op_type):
-                return "left alone by the recipe"
-        return replace(self.context, given_back=frozenset()).excluded(name)
+                return f"{name} is left alone by the recipe"
+        excluded = replace(self.context, given_back=frozenset()).excluded(name)
+        return None if excluded is None else f"{name} is {excluded}"
 
 
 @dataclass(frozen=True)
