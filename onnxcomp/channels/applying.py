@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -66,11 +67,12 @@ class Decided:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer before anything is done to it."""
+    """A layer before anything is done to it: `part` tells it from others of its name in what is recorded."""
 
     site: Site
     outputs: Mask
     reason: str
+    part: str
 
 
 def layers_of(model: ir.Model) -> dict[ir.Node, Site]:
@@ -128,9 +130,12 @@ def carry_out(
     layers, skips = _layers(model, find_groups(model, refuse), decided.removed)
     found = find_blocks(model).blocks if decided.blocks else ()
     dropped = {node: block for block in found if block.name in decided.blocks for node in block.branch}
+    given = {
+        node: _form(decided.forms[key]) for node, own in layers.items() if (key := key_of(own.site)) in decided.forms
+    }
     kept = reshape(model, decided, refuse, original)
     keys = {node: node.outputs[0].name or "" for node in layers if node not in dropped}
-    forms = {key: _form(text) for key, text in decided.forms.items()}
+    forms = {keys[node]: form for node, form in given.items() if node in keys}
     left = {key_of(site): (site.channels_in, site.channels_out) for site in layers_of(model).values()}
     known = context if refit else replace(context, data=None)
     done = recover(original, model, name, known, kept, forms) if refit or forms else {}
@@ -158,17 +163,24 @@ def decided_by(model: ir.Model, choices: Mapping[str, Mapping[str, Value]], refu
     removed = np.zeros(groups.count + 1, np.bool_)
     forms: dict[str, str] = {}
     blocks: set[str] = set()
-    for site in layers_of(model).values():
-        own = choices.get(site.name, {})
-        if _OUTPUTS in own and site.node in groups.writes:
-            labels = groups.writes[site.node]
+    sites = layers_of(model)
+    for node, part in _parts(sites).items():
+        own = {key: choices.get(sites[node].name, {}).get(f"{key}{part}") for key in (_OUTPUTS, _DROPPED, _USE)}
+        if own[_OUTPUTS] is not None and node in groups.writes:
+            labels = groups.writes[node]
             removed[labels[~_read(str(own[_OUTPUTS]), len(labels))]] = True
-        if _DROPPED in own:
+        if own[_DROPPED] is not None:
             blocks.add(str(own[_DROPPED]))
-        if _USE in own:
-            forms[key_of(site)] = str(own[_USE])
+        if own[_USE] is not None:
+            forms[key_of(sites[node])] = str(own[_USE])
     removed[0] = False
     return Decided(removed, frozenset(blocks), forms)
+
+
+def _parts(sites: Mapping[ir.Node, Site]) -> dict[ir.Node, str]:
+    """What tells the nodes of one name, that an earlier pass has made of a layer, from each other; else nothing."""
+    names = Counter(site.name for site in sites.values())
+    return {node: f".{node.name}" if names[site.name] > 1 else "" for node, site in sites.items()}
 
 
 def _form(text: str) -> Offering:
@@ -181,12 +193,14 @@ def _layers(model: ir.Model, groups: Groups, removed: Mask) -> tuple[dict[ir.Nod
     """Every layer with the outputs that it keeps, and those that are none."""
     layers: dict[ir.Node, _Layer] = {}
     skips: list[Skip] = []
+    parts = _parts(layers_of(model))
     for site in weighted_sites(model, KINDS):
         if not isinstance(site, Site):
             skips.append(site)
             continue
         labels = groups.writes.get(site.node, np.zeros(site.channels_out, np.int64))
-        layers[site.node] = _Layer(site, ~removed[labels], groups.reasons.get(site.node, "no channel was removed"))
+        reason = groups.reasons.get(site.node, "no channel was removed")
+        layers[site.node] = _Layer(site, ~removed[labels], reason, parts[site.node])
     for group in groups.groups:
         wide = [layers[node].site.name for node in group.consumers if node in layers and too_wide(layers[node].site)]
         for node in group.producers if wide else ():
@@ -202,7 +216,9 @@ def _kept(groups: Groups, removed: Mask) -> Kept:
 
 def _gone(layer: _Layer, block: Block) -> Change:
     summary = f"dropped with its residual block ({block.name})"
-    return Change(layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice={_DROPPED: block.name})
+    return Change(
+        layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice={f"{_DROPPED}{layer.part}": block.name}
+    )
 
 
 def _changed(layer: _Layer, shape: tuple[int, int], now: Site, fitted: Refitted | None) -> Change | None:
@@ -213,10 +229,11 @@ def _changed(layer: _Layer, shape: tuple[int, int], now: Site, fitted: Refitted 
         return None
     words = [] if before == shape else [f"{before[0]}>{before[1]} channels, now {shape[0]}>{shape[1]}"]
     words += [] if fitted is None else [fitted.summary or "refitted"]
-    choice = {} if layer.outputs.all() else {_OUTPUTS: _written(layer.outputs)}
+    choice: dict[str, Value] = {} if layer.outputs.all() else {f"{_OUTPUTS}{layer.part}": _written(layer.outputs)}
     if fitted is None:
         return Change(site.name, ", ".join(words), site.cost, now.cost, choice=choice)
-    return Change(site.name, ", ".join(words), site.cost, fitted.cost, fitted.error, choice={**choice, **fitted.choice})
+    choice |= {f"{key}{layer.part}": value for key, value in fitted.choice.items()}
+    return Change(site.name, ", ".join(words), site.cost, fitted.cost, fitted.error, choice=choice)
 
 
 def _written(mask: Mask) -> str:

@@ -52,12 +52,14 @@ class Joint:
         options: The options.
         resource: What is scarce.
         whole: What the model takes of it.
+        added: What fitting the layers may add to that.
     """
 
-    def __init__(self, options: Options, resource: Resource, whole: float) -> None:
+    def __init__(self, options: Options, resource: Resource, whole: float, added: float = 0.0) -> None:
         self.options = options
         self.resource: Resource = resource
         self.whole = whole
+        self._added = added
         self._costs = CoupledCosts(options.layers, options.counts, len(options.blocks), resource, whole)
         forms = [np.array([np.inf if c.why else c.loss for c in layer.choices]) for layer in options.layers]
         blocks = [np.array([0.0, drop]) for drop in options.drops]
@@ -70,7 +72,7 @@ class Joint:
 
     def within(self, budget: float) -> list[int] | None:
         """The picks that lose least and bring the whole model to `budget` or less; None where none are found."""
-        return coupled.within(self._losses, self._costs.of, self._costs.total, budget)
+        return coupled.within(self._losses, self._costs.of, self._costs.total, budget - self._added)
 
     def losing(self, allowed: float) -> list[int]:
         """The picks that take least and are expected to lose `allowed` at most."""
