@@ -130,12 +130,10 @@ def carry_out(
     layers, skips = _layers(model, find_groups(model, refuse), decided.removed)
     found = find_blocks(model).blocks if decided.blocks else ()
     dropped = {node: block for block in found if block.name in decided.blocks for node in block.branch}
-    given = {
-        node: _form(decided.forms[key]) for node, own in layers.items() if (key := key_of(own.site)) in decided.forms
-    }
+    texts = {node: decided.forms.get(key_of(own.site)) for node, own in layers.items()}
     kept = reshape(model, decided, refuse, original)
     keys = {node: node.outputs[0].name or "" for node in layers if node not in dropped}
-    forms = {keys[node]: form for node, form in given.items() if node in keys}
+    forms = {keys[node]: _form(text) for node, text in texts.items() if text and node in keys}
     left = {key_of(site): (site.channels_in, site.channels_out) for site in layers_of(model).values()}
     known = context if refit else replace(context, data=None)
     done = recover(original, model, name, known, kept, forms) if refit or forms else {}
@@ -216,9 +214,8 @@ def _kept(groups: Groups, removed: Mask) -> Kept:
 
 def _gone(layer: _Layer, block: Block) -> Change:
     summary = f"dropped with its residual block ({block.name})"
-    return Change(
-        layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice={f"{_DROPPED}{layer.part}": block.name}
-    )
+    choice: dict[str, Value] = {f"{_DROPPED}{layer.part}": block.name}
+    return Change(layer.site.name, summary, layer.site.cost, Cost(0, 0, 0), choice=choice)
 
 
 def _changed(layer: _Layer, shape: tuple[int, int], now: Site, fitted: Refitted | None) -> Change | None:
