@@ -27,6 +27,8 @@ Picks = Sequence[int]
 # Channels, in units of a layer's own, at which a form is costed besides; its cost is bilinear in both sides. With fewer
 # channels some of its ranks would be full and their matrices gone.
 _MORE = 2
+# What one number of a bias takes.
+_OF_BIAS: dict[Resource, float] = {"parameters": 1.0, "bytes": 4.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,8 @@ def _bilinear(layer: Layer, choice: Choice, resource: Resource) -> Float:
     """The coefficients (4,) of 1, the share of inputs, the share of outputs, and their product in a choice's amount."""
     full = _amount(layer, choice, choice.cost, resource)
     if choice.scored is None:
-        return np.array([0.0, 0.0, 0.0, full])
+        offsets = _OF_BIAS.get(resource, 0.0) * (0 if layer.site.bias is None else len(layer.site.bias))
+        return np.array([0.0, 0.0, offsets, full - offsets])
     form, setting = choice.scored.form, choice.scored.setting
     assert isinstance(form, Decomposition), "layers are decomposed"
     corners = [_cost(form, setting, layer.site, *sides) for sides in ((_MORE, 1), (1, _MORE), (_MORE, _MORE))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnxcomp.contract import Override
 from onnxcomp.cost import model_cost
 from onnxcomp.data import synthetic_feeds
 from onnxcomp.errors import DataError, OptionError
+from onnxcomp.graph.sites import Site
 from onnxcomp.passes.prune import Prune
 from onnxcomp.pipeline import Step
 from onnxcomp.runtime.sitebench import SiteTiming
@@ -120,14 +121,21 @@ def test_a_speed_keeps_whole_blocks_of_channels(
     def time_of(model: ir.Model) -> float:
         return float(model_cost(model).macs or 0)
 
+    def chains_of(site: Site, *_: object) -> SiteTiming:
+        return SiteTiming(float(site.cost.macs or 0), ())
+
+    def times_of(models: Sequence[ir.Model], *_: object, **__: object) -> list[float]:
+        return [time_of(own) for own in models]
+
     def faster(base: ir.Model, other: ir.Model, context: object) -> Speedup:
         return Speedup(time_of(base) / time_of(other), 1.0, 1.0, 1.0, 1.0, 1)
 
-    planning = "onnxcomp.channels.planning"
-    monkeypatch.setattr(f"{planning}.time_chains", lambda site, *_: SiteTiming(float(site.cost.macs), ()))
-    monkeypatch.setattr(f"{planning}.time_many", lambda models, *_, **__: [time_of(own) for own in models])
-    monkeypatch.setattr(f"{planning}.time_models", faster)
-    monkeypatch.setattr("onnxcomp.decomposition.ranking.rank_block", lambda target: 8)
+    def block(target: object) -> int:
+        return 8
+
+    for name, stand_in in (("time_chains", chains_of), ("time_many", times_of), ("time_models", faster)):
+        monkeypatch.setattr(f"onnxcomp.channels.planning.{name}", stand_in)
+    monkeypatch.setattr("onnxcomp.decomposition.ranking.rank_block", block)
     context = in_context(objective="latency", stand_in=synthetic_feeds(stack, 0))
     for speed in (2.0, 1000.0):
         model = stack.clone()
