@@ -129,7 +129,7 @@ class Planner:
         menus = {key_of(menu.site): menu for menu in offers}
         unknown = [own for own in scores.sites if key_of(own.site) not in responses] if self.prune else []
         responses = {**responses, **sensitivities(model, unknown, context)}
-        blocks = _apart(find_blocks(model).blocks) if self.drop else ()
+        blocks = _apart(self._droppable(model)) if self.drop else ()
         timed = context.objective == "latency" and context.target.host
         opset = model.opset_imports.get("", 17)
         times = {node: _time(site, opset, context) if timed else None for node, site in sites.items()}
@@ -145,6 +145,11 @@ class Planner:
             tuple(_MENDED * score for score in score_blocks(model, blocks, context)) if blocks else (),
         )
         return Problem(options, Totals(model_cost(model), _whole(model, context) if timed else None), groups.count)
+
+    def _droppable(self, model: ir.Model) -> list[Block]:
+        """The blocks of which every layer may change."""
+        found = find_blocks(model).blocks
+        return [block for block in found if not any(self.refuse(node) for node in block.layers)]
 
 
 def coupled_layers(
