@@ -180,17 +180,20 @@ class PatchGram:
             group.add(a, b)
 
 
-def site_gram(site: Site, samples: int, seed: int, keep: int = 0, a_dimension: int = 10) -> PatchGram:
+def site_gram(
+    site: Site, samples: int, seed: int, keep: int = 0, a_dimension: int = 10, part: float = 1.0
+) -> PatchGram:
     """An empty Gram for a site, which takes as many patches of that many samples as are worth their time.
 
-    That is `a_dimension` patches a dimension, and more where the Gram is small.
+    That is `a_dimension` patches a dimension, and more where the Gram is small; a part of it for one that holds a part
+    of the samples.
     """
     dimension = site.weight[0].size
     return PatchGram(
         site.geometry,
         site.channels_in,
         site.channels_out,
-        max_total=max(int(_GRAM_FLOPS / dimension**2), a_dimension * dimension),
+        max_total=int(part * max(int(_GRAM_FLOPS / dimension**2), a_dimension * dimension)),
         samples=samples,
         keep=keep,
         seed=seed,

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxcomp.allocation.offering import Offering
-from onnxcomp.allocation.problem import Problem, key_of, problems_of
+from onnxcomp.allocation.problem import key_of, problems_of
 from onnxcomp.calibration.beside import Beside, Kept
 from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.channels.scoring import too_wide
@@ -27,18 +26,14 @@ from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import names_of, replace_by_chain
 from onnxcomp.graph.products import rows_of, weighted_sites
 from onnxcomp.graph.sites import Site
+from onnxcomp.numeric.heldout import fitted, merged
 from onnxcomp.numeric.moments import predicted_error
-from onnxcomp.numeric.refit import least_squares_target, remainder
 from onnxcomp.options import replace_options, spec_of
 from onnxcomp.pruning import Pruned, written
 
 __all__ = ["Refitted", "recover"]
 
-Float = NDArray[np.float64]
-
 _KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Pull towards the layer's own weight, in units of the mean power of an input.
-_RIDGE = 0.01
 # A relative squared error below this is rounding: the layer is what it was.
 _EXACT = 1e-9
 
@@ -114,16 +109,18 @@ class _Walk:
         """Write the layer as its form, or as it is with another weight; None where it stays what it was."""
         if site.geometry.transposed or too_wide(site):
             return self.formed(site, None)
-        gram = _gram(site, beside, self.context)
-        formed = self.formed(site, gram if gram.varies() else None)
-        if formed is not None:
-            return formed
-        fitted = _refitted(site, gram)
-        if fitted is None:
+        beside.advance(site)
+        if key_of(site) in self.forms:
+            gram = _gram(site, beside, self.context)
+            formed = self.formed(site, gram if gram.varies() else None)
+            if formed is not None:
+                return formed
+        own = _refitted(site, _halves(site, beside, self.context))
+        if own is None:
             return None
-        chain = written(site, fitted.rows, fitted.bias, "fitted")
+        chain = written(site, own.rows, own.bias, "fitted")
         replace_by_chain(site.node, chain, self.name, self.taken)
-        return Refitted("", fitted.error, chain_cost(site, chain), {})
+        return Refitted("", own.error, chain_cost(site, chain), {})
 
     def formed(self, site: Site, gram: PatchGram | None) -> Refitted | None:
         """Write the layer in the form that was decided for it; None where there is none, or it takes no less now."""
@@ -142,7 +139,6 @@ class _Walk:
 
 def _gram(site: Site, beside: Beside, context: Context) -> PatchGram:
     assert context.data is not None
-    beside.advance(site)
     gram = site_gram(site, len(context.data), context.seed)
     for _, x, target in beside.batches(site):
         gram.update(rows_of(site, x), rows_of(site, target))
@@ -151,32 +147,31 @@ def _gram(site: Site, beside: Beside, context: Context) -> PatchGram:
     return gram
 
 
-def _refitted(site: Site, gram: PatchGram) -> Pruned | None:
+def _halves(site: Site, beside: Beside, context: Context) -> tuple[PatchGram, PatchGram]:
+    """The Grams of every other sample and of those between."""
+    assert context.data is not None
+    halves = tuple(site_gram(site, -(-len(context.data) // 2), context.seed, part=0.5) for _ in range(2))
+    for index, (_, x, target) in enumerate(beside.batches(site)):
+        for number, gram in enumerate(halves):
+            own = slice((number + index * len(x)) % 2, None, 2)
+            gram.update(rows_of(site, x[own]), rows_of(site, target[own]))
+        if all(gram.full for gram in halves):
+            break
+    return halves[0], halves[1]
+
+
+def _refitted(site: Site, halves: tuple[PatchGram, PatchGram]) -> Pruned | None:
     """The layer with its new weight and bias, and its error; None where it is what it was."""
-    if not gram.varies():
+    if not all(gram.count and gram.varies() for gram in halves):
         return None
-    problems = problems_of(site, gram)
-    groups = len(problems)
-    own = np.zeros(site.channels_out) if site.bias is None else site.bias.astype(np.float64)
-    biases = np.split(own, groups)
-    if all(_missed(problem, bias) < _EXACT for problem, bias in zip(problems, biases, strict=True)):
+    pairs = list(zip(halves[0].moments(), halves[1].moments(), strict=True))
+    weights = [problem.weight.reshape(len(problem.weight), -1) for problem in problems_of(site, None)]
+    offset = np.zeros(site.channels_out) if site.bias is None else site.bias.astype(np.float64)
+    biases = np.split(offset, len(pairs))
+    known = zip(pairs, weights, biases, strict=True)
+    if all(predicted_error(weight, bias, merged(*pair)) < _EXACT for pair, weight, bias in known):
         return None
     biased = site.kind != "MatMul"
-    fits = [_solved(problem, biased=biased) for problem in problems]
-    bias = np.concatenate([own for _, own, _ in fits]).astype(np.float32) if biased else None
-    return Pruned(np.concatenate([rows for rows, _, _ in fits]), bias, float(np.mean([error for *_, error in fits])))
-
-
-def _missed(problem: Problem, bias: Float) -> float:
-    """Relative squared error of the layer as it is."""
-    assert problem.moments is not None, "there is a Gram"
-    return predicted_error(problem.weight, bias, problem.moments)
-
-
-def _solved(problem: Problem, *, biased: bool) -> tuple[Float, Float, float]:
-    """Rows, bias and relative squared error of one group."""
-    moments = problem.moments
-    assert moments is not None, "there is a Gram"
-    rows, _ = least_squares_target(moments, problem.weight.reshape(len(problem.weight), -1), _RIDGE, biased=biased)
-    bias, error, power = remainder(moments, rows, biased=biased)
-    return rows, bias, float(error.sum() / max(power.sum(), np.finfo(np.float64).tiny))
+    fits = fitted(pairs, weights, biased=biased)
+    bias32 = np.concatenate([bias for _, bias, _ in fits]).astype(np.float32) if biased else None
+    return Pruned(np.concatenate([rows for rows, _, _ in fits]), bias32, float(np.mean([error for *_, error in fits])))

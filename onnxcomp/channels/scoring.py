@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -40,8 +41,9 @@ _PATCHES = 4
 _MEMORY = 1 << 28
 # Columns of a Gram that takes minutes and 800 MB; what reads more is neither ranked by nor refitted.
 _WIDEST = 10_000
-# Noise that each input is thought to have, relative to their mean power.
-_DAMPING = 1e-3
+# Noise that each input is thought to have, relative to their mean power; and what is added for columns that are many
+# beside the samples, patches of one image being alike: this times columns / sqrt(images x patches).
+_DAMPING, _UNSEEN = 1e-3, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +110,13 @@ def score_groups(
     }
     if criterion == "auto":
         criterion = "obs" if context.data is not None else "l2"
+    images = 0 if context.data is None else len(context.data)
     held: dict[ir.Node, _Reader] = {}
     found: list[GroupScores] = []
     probed: list[SiteScores] = []
     left = list(groups.groups)
     for site, problems in _problems(model, [site for node, site in sites.items() if node in wanted], context):
-        held[site.node] = _Reader(site, _consumers(site, problems, groups.reads[site.node]))
+        held[site.node] = _Reader(site, _consumers(site, problems, groups.reads[site.node], images))
         if not site.geometry.transposed:
             probed.append(SiteScores(site, (), make_probes(problems), {}))
         ready = [group for group in left if all(node in held for node in group.consumers)]
@@ -153,7 +156,7 @@ def _problems(model: ir.Model, sites: Sequence[Site], context: Context) -> Itera
                 yield site, [replace(p, moments=m) for p, m in zip(plain, gram.moments(), strict=True)]
 
 
-def _consumers(site: Site, problems: Sequence[Problem], reads: Labels) -> tuple[Consumer, ...]:
+def _consumers(site: Site, problems: Sequence[Problem], reads: Labels, images: int) -> tuple[Consumer, ...]:
     """One consumer for each of a layer's groups of channels; their labels are the classes."""
     found: list[Consumer] = []
     for problem, own in zip(problems, np.split(np.asarray(reads), len(problems)), strict=True):
@@ -162,17 +165,21 @@ def _consumers(site: Site, problems: Sequence[Problem], reads: Labels) -> tuple[
             weight = np.moveaxis(problem.weight, 1, -1).reshape(-1, len(own))
         else:
             labels = np.repeat(own, weight.shape[1] // len(own))
-        found.append(Consumer(weight, _gram(site, problem, weight.shape[1]), labels))
+        found.append(Consumer(weight, _gram(site, problem, weight.shape[1], images), labels))
     return tuple(found)
 
 
-def _gram(site: Site, problem: Problem, columns: int) -> Float:
-    """The covariance of the inputs where a bias takes the means, else their second moments."""
-    if problem.moments is None:
+def _gram(site: Site, problem: Problem, columns: int, images: int) -> Float:
+    """The covariance of the inputs where a bias takes the means, else their second moments; with noise for few."""
+    moments = problem.moments
+    if moments is None:
         return np.eye(columns)
-    if site.kind == "MatMul" or site.geometry.transposed:
-        return problem.moments.xx
-    return problem.moments.xx - np.outer(problem.moments.mean_x, problem.moments.mean_x)
+    gram = moments.xx.copy()
+    if site.kind != "MatMul" and not site.geometry.transposed:
+        gram -= np.outer(moments.mean_x, moments.mean_x)
+    noise = _UNSEEN * columns / sqrt(images * moments.count)
+    gram[np.diag_indices_from(gram)] += noise * float(np.trace(gram)) / columns
+    return gram
 
 
 def _scored(
