@@ -40,9 +40,6 @@ Menus = Callable[[ir.Model, Context], tuple[Sequence[SiteMenu], Mapping[str, Res
 
 # An error above is as bad as losing the layer.
 _MOST = 0.7
-# Share of a block's score, which a linear map in its place leaves, that is left when all layers are fitted; half or
-# less was measured on ResNets.
-_MENDED = 0.5
 # What is left of channels that are missing reaches the outputs more than the probes tell, which lose directions of
 # little variance: 2.3 to 3.3 times was measured on ResNets, 2 on SqueezeNet, less than 1 on VGG.
 _REACH = 2.0
@@ -142,7 +139,7 @@ class Planner:
             counts,
             tuple(_losses(own, some, responses) for own, some in zip(offered, counts, strict=True)),
             blocks,
-            tuple(_MENDED * score for score in score_blocks(model, blocks, context)) if blocks else (),
+            tuple(score_blocks(model, blocks, context)) if blocks else (),
         )
         return Problem(options, Totals(model_cost(model), _whole(model, context) if timed else None), groups.count)
 
