@@ -18,7 +18,7 @@ from onnxcomp.pipeline import time_models
 __all__ = ["Aim", "Decision", "Picking", "decide", "settle"]
 
 # Models of the right shapes that are timed to meet a target of speed, which the times of single sites only estimate.
-_TRIALS = 4
+_TRIALS = 6
 _CLOSE = 0.02
 
 
@@ -137,20 +137,26 @@ def settle(
 def _fast_enough(
     table: Picking, part: float, measured: Callable[[Sequence[int]], float | None], context: Context
 ) -> tuple[tuple[int, ...], str]:
-    """Meet a target of speed: the time of the whole model, with arbitrary weights, corrects the sum of its sites'."""
-    budget = part * table.whole
+    """Meet a target of speed: times of whole models, with arbitrary weights, correct the sums of their sites' times."""
     tried: dict[tuple[int, ...], float] = {}
+    # What was estimated and what was measured, of the slowest picks that are fast enough and the fastest that are not.
+    slow, fast = (table.whole, 1.0), None
+    budget = part * table.whole
     for _ in range(_TRIALS):
         found = table.within(budget)
         picks = tuple(table.least() if found is None else found)
-        if picks not in tried:
-            reached = measured(picks)
-            if reached is None:
-                return picks, ""
-            tried[picks] = reached
-        if found is None or part * (1 - 4 * _CLOSE) <= tried[picks] <= part * (1 + _CLOSE):
+        if picks in tried:
             break
-        budget *= (part / tried[picks]) ** (1.0 if tried[picks] > part else 0.5)
+        reached = measured(picks)
+        if reached is None:
+            return picks, ""
+        tried[picks] = reached
+        close = part * (1 - 4 * _CLOSE) <= reached <= part * (1 + _CLOSE)
+        if close or (found is None and reached > part):
+            break
+        estimate = table.total(picks)
+        slow, fast = (slow, (estimate, reached)) if reached <= part else ((estimate, reached), fast)
+        budget = budget * part / reached if fast is None else _between(fast, slow, part)
     enough = [picks for picks, reached in tried.items() if reached <= part * (1 + _CLOSE)]
     if enough:
         return min(enough, key=table.loss), ""
@@ -158,6 +164,12 @@ def _fast_enough(
     after = f" (with {', '.join(item.name for item in context.followers)} after)" if context.followers else ""
     left = f"{tried[fastest]:.3g} of the original's time{after} is left, {part:.3g} was asked for"
     return fastest, f"the target is out of reach: {left}"
+
+
+def _between(fast: tuple[float, float], slow: tuple[float, float], part: float) -> float:
+    """The estimate at which a part of the time is expected, by what was estimated and measured around it."""
+    (low, below), (high, above) = fast, slow
+    return low + (high - low) * (part - below) / (above - below) if above > below else (low + high) / 2
 
 
 def _missed(table: Picking, part: float) -> tuple[tuple[int, ...], str]:

@@ -53,7 +53,7 @@ def test_few_samples_of_many_columns_are_not_followed(seed: int) -> None:
     loose = np.linalg.lstsq(np.concatenate([xa, xb]), np.concatenate([ya, yb]), rcond=None)[0].T
     x = rng.standard_normal((500, 60))
 
-    def off(other: Float, offset: Float) -> float:
+    def off(other: NDArray[np.floating], offset: Float) -> float:
         return float(np.square(x @ (other - weight).T + offset).mean())
 
     assert off(rows, bias) < 0.5 * off(loose, np.zeros(5))
