@@ -15,7 +15,7 @@ from onnxcomp.allocation.problem import key_of
 from onnxcomp.calibration.beside import Kept
 from onnxcomp.channels.recover import Refitted, recover
 from onnxcomp.channels.scoring import too_wide
-from onnxcomp.contract import Change, Context, PassReport, Skip, Value
+from onnxcomp.contract import Change, Context, FrontierPoint, Offer, PassReport, Skip, Value
 from onnxcomp.cost import Cost
 from onnxcomp.graph.blocks import Block, drop, find_blocks
 from onnxcomp.graph.edit import ORIGIN, PASS, origin_of
@@ -44,12 +44,16 @@ class Decided:
         blocks: Names of the blocks that are dropped.
         forms: The pass that a layer's form is from, with its ranks, by the layer's key.
         reasons: Why a layer stays whole, by its key.
+        offers: What it was chosen from.
+        frontier: What else could have been reached.
     """
 
     removed: Mask
     blocks: frozenset[str] = frozenset()
     forms: Mapping[str, str] = field(default_factory=dict[str, str])
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+    offers: tuple[Offer, ...] = ()
+    frontier: tuple[FrontierPoint, ...] = ()
 
     def without(self, model: ir.Model, refuse: Refuse, names: frozenset[str]) -> Decided:
         """The same but for groups, blocks and forms of some layers, by name, which are to stay as they are."""
@@ -152,7 +156,7 @@ def carry_out(
             changes.append(change)
             if key in after:
                 _mark(after[key].node, layer.site.name, name)
-    return PassReport(tuple(changes), tuple(skips))
+    return PassReport(tuple(changes), tuple(skips), offers=decided.offers, frontier=decided.frontier)
 
 
 def decided_by(model: ir.Model, choices: Mapping[str, Mapping[str, Value]], refuse: Refuse) -> Decided:

@@ -23,6 +23,9 @@ _COUNTS = 16
 # Groups of no more of the runtime's blocks of channels than this are cut in half blocks.
 _NARROW = 2
 
+# Prices of the frontier that the report shows, in units of all losses for all of the resource.
+_LOWEST, _HIGHEST, _PRICES = 1e-6, 10.0, 24
+
 
 @dataclass(frozen=True, eq=False)
 class Options:
@@ -82,6 +85,16 @@ class Joint:
         """The picks that take least, whatever they lose."""
         free = [np.where(np.isfinite(loss), 0.0, np.inf) for loss in self._losses]
         return coupled.trade(free, self._costs.of, self.untouched, 1.0)
+
+    def path(self) -> list[list[int]]:
+        """Picks at rising prices, from nothing changed to the least: some of the frontier."""
+        scale = max(sum(float(loss[np.isfinite(loss)].max()) for loss in self._losses), 1e-12) / (self.whole or 1.0)
+        found = [self.untouched]
+        for price in np.geomspace(_LOWEST, _HIGHEST, _PRICES) * scale:
+            picks = coupled.trade(self._losses, self._costs.of, found[-1], float(price))
+            if picks != found[-1]:
+                found.append(picks)
+        return found
 
     def total(self, picks: Sequence[int]) -> float:
         """What the whole model takes with these picks."""

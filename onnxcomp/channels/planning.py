@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from onnxcomp.channels.applying import Decided, Refuse, layers_of, reshape
 from onnxcomp.channels.costs import Layer
 from onnxcomp.channels.dropping import score_blocks
 from onnxcomp.channels.joint import Joint, Options, counts_of
+from onnxcomp.channels.outcome import frontier_of, offers_of
 from onnxcomp.channels.scoring import Criterion, GroupScores, Scores, score_groups
 from onnxcomp.contract import Context
 from onnxcomp.cost import model_cost
@@ -108,7 +109,12 @@ class Planner:
 
         # Timed again, a speed that is met would be met by other picks.
         picks, note = context.memo.once((*key, aim), lambda: settle(joint, aim, measured, context))
-        return problem.decided(picks or joint.untouched), note
+        picks = picks or tuple(joint.untouched)
+        return replace(
+            problem.decided(picks),
+            offers=offers_of(problem.options, problem.totals, picks),
+            frontier=frontier_of(problem.options, problem.totals, joint, picks),
+        ), note
 
     def scores(self, model: ir.Model, context: Context) -> tuple[Groups, Scores]:
         """The groups of a model, and what they lose."""

@@ -137,7 +137,17 @@ def _outputs(trace: Trace, node: ir.Node) -> list[Known]:
     if not is_op(node, *_RULES):
         raise Blocked(f"{named(node)} is not known to treat channels alike")
     found = list(_RULES[node.op_type](trace, node))
+    if all(isinstance(known, Fixed) for known in found):
+        _hold_others(trace, node)
     return [*found, *[Fixed(f"it is a further output of {named(node)}")] * (len(node.outputs) - len(found))]
+
+
+def _hold_others(trace: Trace, node: ir.Node) -> None:
+    """Nothing follows slots that are indices or the like of fixed data: the output would still grow with them."""
+    for value in node.inputs[1:]:
+        known = trace.of(value)
+        if isinstance(known, Slots):
+            trace.classes.pin(known.labels, f"{named(node)} reads them beside data that stay")
 
 
 def _checked(trace: Trace, value: ir.Value, known: Known) -> Known:
