@@ -60,9 +60,11 @@ class Decided:
         if not names:
             return self
         removed = self.removed.copy()
-        for group in find_groups(model, refuse).groups:
-            if any(origin_of(node) in names for node in (*group.producers, *group.consumers)):
-                removed[group.classes] = False
+        groups = find_groups(model, refuse)
+        for layers in (groups.writes, groups.reads, groups.channelwise):
+            for node, labels in layers.items():
+                if origin_of(node) in names:
+                    removed[labels] = False
         held = {block.name for block in find_blocks(model).blocks if names.intersection(block.sites)}
         given = {key_of(site) for site in layers_of(model).values() if site.name in names}
         forms = {key: form for key, form in self.forms.items() if key not in given}

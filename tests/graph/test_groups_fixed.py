@@ -40,6 +40,16 @@ REASONS: dict[str, tuple[str, Shapes, Given]] = {
         {"g": (8,), "h": (8,)},
         {},
     ),
+    "Gather g reads them beside data that stay": (
+        "i = Cast<to=7>(a) g = Gather(k, i) s = ReduceSum(g) r = Reshape(s, ones) z = Add(b, r) y = Conv(z, out)",
+        {"k": (5,)},
+        {"ones": [1, 1, 1, 1]},
+    ),
+    "LayerNormalization m reads them beside data that stay": (
+        "m = LayerNormalization(b, a) s = ReduceSum(m) r = Reshape(s, ones) z = Add(b, r) y = Conv(z, out)",
+        {},
+        {"ones": [1, 1, 1, 1]},
+    ),
     "MatMul m multiplies two activations": (f"m = MatMul(a, b) z = Relu(m) {OUT}", {}, {}),
     "the left operand of MatMul z is the constant": (f"z = MatMul(g, a) {OUT}", {"g": (8, 8)}, {}),
     "the weight of MatMul z has 4 axes": (f"{TURNED} z = MatMul(t, g) {OUT}", {"g": (1, 1, 8, 8)}, {}),
