@@ -74,7 +74,9 @@ class Compress(Structural):
             return menus_of(model, sites, forms, context)
 
         asked = _STRUCTURAL if names is None else names
-        return Planner("auto", refuse, "prune" in asked, "drop_blocks" in asked, menus if forms else None)
+        return Planner(
+            "auto", refuse, "prune" in asked, "drop_blocks" in asked, menus if forms else None, self.refits()
+        )
 
     def refits(self) -> bool:
         """Unless the weights are to be followed."""

@@ -73,7 +73,7 @@ class Prune(Structural):
 
     def planner(self, refuse: Refusal) -> Planner:
         """Channels alone may go."""
-        return Planner(self.criterion, refuse)
+        return Planner(self.criterion, refuse, refit=self.refits())
 
     def refits(self) -> bool:
         """Unless the weights are to stay."""

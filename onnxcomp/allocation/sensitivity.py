@@ -18,7 +18,7 @@ from onnxcomp.graph.edit import Link, replace_by_chain
 from onnxcomp.graph.sites import Site
 from onnxcomp.sensitivity import compare_versions
 
-__all__ = ["Response", "sensitivities"]
+__all__ = ["Response", "gives_floats", "sensitivities"]
 
 # Multiply-accumulates of all runs together: half a minute or so on one core.
 _MACS = 10**12
@@ -51,10 +51,10 @@ def sensitivities(model: ir.Model, scores: Sequence[SiteScores], context: Contex
     """Return, by the key of a site, what its errors do to the outputs.
 
     Each site in turn is replaced by its probes and the model is run on calibration samples (on made-up ones without).
-    Evaluation data have no part in it.
+    Evaluation data have no part in it. Nothing is known of models without an output of floats, on which errors show.
     """
     feeds = context.data or context.stand_in
-    if feeds is None:
+    if feeds is None or not gives_floats(model):
         return {}
     cost = model_cost(model)
     probes = [(own.site, probe) for own in scores for probe in own.probes]
@@ -69,6 +69,11 @@ def sensitivities(model: ir.Model, scores: Sequence[SiteScores], context: Contex
             loss = min(max(own.error, _NONE), _LOST) if isfinite(own.error) else _LOST
             found.setdefault(key_of(site), []).append((probe.error, loss))
     return {name: _rising(points) for name, points in found.items()}
+
+
+def gives_floats(model: ir.Model) -> bool:
+    """Whether an output is computed that tells how large an error is, and not only whether there is one."""
+    return any(value.dtype == ir.DataType.FLOAT and value.producer() is not None for value in model.graph.outputs)
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> Response:

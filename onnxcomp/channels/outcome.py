@@ -85,12 +85,12 @@ def _drops(options: Options) -> Iterator[tuple[str, Choices]]:
 
 def _costs(options: Options, totals: Totals) -> dict[Resource, CoupledCosts]:
     """Costs in every resource that is known."""
-    known = {resource: totals.of(resource) for resource in _RESOURCES}
-    return {
-        resource: CoupledCosts(options.layers, options.counts, len(options.blocks), resource, whole)
-        for resource, whole in known.items()
-        if not np.isnan(whole)
-    }
+    found: dict[Resource, CoupledCosts] = {}
+    for resource in _RESOURCES:
+        whole = totals.of(resource)
+        if not np.isnan(whole):
+            found[resource] = CoupledCosts(options.layers, options.counts, len(options.blocks), resource, whole)
+    return found
 
 
 def _point(costs: dict[Resource, CoupledCosts], joint: Joint, picks: Sequence[int], *, chosen: bool) -> FrontierPoint:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxcomp.allocation.deciding import Aim, settle
 from onnxcomp.allocation.menu import Choice, SiteMenu
 from onnxcomp.allocation.problem import key_of
-from onnxcomp.allocation.sensitivity import Response, sensitivities
+from onnxcomp.allocation.sensitivity import Response, gives_floats, sensitivities
 from onnxcomp.allocation.targets import Resource, Totals
 from onnxcomp.channels.applying import Decided, Refuse, layers_of, reshape
 from onnxcomp.channels.costs import Layer
@@ -80,6 +80,7 @@ class Planner:
         prune: Whether channels may go.
         drop: Whether blocks may go.
         menus: The forms that layers may get; None: none.
+        refit: Whether layers will be fitted to what is left.
     """
 
     criterion: Criterion
@@ -87,13 +88,14 @@ class Planner:
     prune: bool = True
     drop: bool = False
     menus: Menus | None = None
+    refit: bool = True
 
     def decided(self, model: ir.Model, aim: Aim, context: Context) -> tuple[Decided, str]:
         """What to do for an aim, and what the user should know.
 
         All that is on offer is scored once for all runs under a budget.
         """
-        key = (model_fingerprint(model), self.criterion)
+        key = (model_fingerprint(model), self.criterion, self.refit, self.prune, self.drop)
         problem = context.memo.once(key, lambda: self._problem(model, context))
         resource = problem.totals.countable(aim.resource)
         joint = Joint(problem.options, resource, problem.totals.of(resource), _biases(model, resource, context))
@@ -121,9 +123,9 @@ class Planner:
         groups = find_groups(model, self.refuse)
 
         def make() -> Scores:
-            return score_groups(model, groups, layers_of(model), self.criterion, context)
+            return score_groups(model, groups, layers_of(model), self.criterion, context, refit=self.refit)
 
-        return groups, context.memo.once((model_fingerprint(model), self.criterion, "scores"), make)
+        return groups, context.memo.once((model_fingerprint(model), self.criterion, self.refit, "scores"), make)
 
     def _problem(self, model: ir.Model, context: Context) -> Problem:
         sites = layers_of(model)
@@ -132,7 +134,7 @@ class Planner:
         menus = {key_of(menu.site): menu for menu in offers}
         unknown = [own for own in scores.sites if key_of(own.site) not in responses] if self.prune else []
         responses = {**responses, **sensitivities(model, unknown, context)}
-        blocks = _apart(self._droppable(model)) if self.drop else ()
+        blocks = _apart(self._droppable(model)) if self.drop and gives_floats(model) else ()
         timed = context.objective == "latency" and context.target.host
         opset = model.opset_imports.get("", 17)
         times = {node: _time(site, opset, context) if timed else None for node, site in sites.items()}

@@ -26,7 +26,7 @@ from onnxcomp.graph.chain import chain_cost
 from onnxcomp.graph.edit import names_of, replace_by_chain
 from onnxcomp.graph.products import rows_of, weighted_sites
 from onnxcomp.graph.sites import Site
-from onnxcomp.numeric.heldout import fitted, merged
+from onnxcomp.numeric.heldout import fitted, fitted_alone, merged
 from onnxcomp.numeric.moments import predicted_error
 from onnxcomp.options import replace_options, spec_of
 from onnxcomp.pruning import Pruned, written
@@ -162,16 +162,21 @@ def _halves(site: Site, beside: Beside, context: Context) -> tuple[PatchGram, Pa
 
 def _refitted(site: Site, halves: tuple[PatchGram, PatchGram]) -> Pruned | None:
     """The layer with its new weight and bias, and its error; None where it is what it was."""
-    if not all(gram.count and gram.varies() for gram in halves):
+    grams = [gram for gram in halves if gram.count]
+    if not any(gram.varies() for gram in grams):
         return None
-    pairs = list(zip(halves[0].moments(), halves[1].moments(), strict=True))
+    parts = [gram.moments() for gram in grams]
+    whole = parts[0] if len(parts) == 1 else tuple(merged(*pair) for pair in zip(*parts, strict=True))
     weights = [problem.weight.reshape(len(problem.weight), -1) for problem in problems_of(site, None)]
     offset = np.zeros(site.channels_out) if site.bias is None else site.bias.astype(np.float64)
-    biases = np.split(offset, len(pairs))
-    known = zip(pairs, weights, biases, strict=True)
-    if all(predicted_error(weight, bias, merged(*pair)) < _EXACT for pair, weight, bias in known):
+    biases = np.split(offset, len(whole))
+    known = zip(whole, weights, biases, strict=True)
+    if all(predicted_error(weight, bias, moments) < _EXACT for moments, weight, bias in known):
         return None
     biased = site.kind != "MatMul"
-    fits = fitted(pairs, weights, biased=biased)
+    if len(parts) == 1:
+        fits = fitted_alone(whole, weights, biased=biased)
+    else:
+        fits = fitted(list(zip(*parts, strict=True)), weights, biased=biased)
     bias32 = np.concatenate([bias for _, bias, _ in fits]).astype(np.float32) if biased else None
     return Pruned(np.concatenate([rows for rows, _, _ in fits]), bias32, float(np.mean([error for *_, error in fits])))

@@ -95,6 +95,8 @@ def score_groups(
     sites: Mapping[ir.Node, Site],
     criterion: Criterion,
     context: Context,
+    *,
+    refit: bool = True,
 ) -> Scores:
     """Score every group of a model but for those that are read by too wide a layer.
 
@@ -104,6 +106,7 @@ def score_groups(
         sites: Its layers, by node, in topological order.
         criterion: How the order of removal is found; auto is obs with data, else l2.
         context: The run's context; without calibration data every input has the same power.
+        refit: Whether the errors are those of readers that are fitted to what is left.
     """
     wanted = {
         node for group in groups.groups for node in group.consumers if node in sites and not too_wide(sites[node])
@@ -120,7 +123,10 @@ def score_groups(
         if not site.geometry.transposed:
             probed.append(SiteScores(site, (), make_probes(problems), {}))
         ready = [group for group in left if all(node in held for node in group.consumers)]
-        found += [_scored(group, [held[node] for node in group.consumers], groups, sites, criterion) for group in ready]
+        found += [
+            _scored(group, [held[node] for node in group.consumers], groups, sites, criterion, refit=refit)
+            for group in ready
+        ]
         left = [group for group in left if group not in ready]
         needed = {node for group in left for node in group.consumers}
         held = {node: reader for node, reader in held.items() if node in needed}
@@ -183,7 +189,13 @@ def _gram(site: Site, problem: Problem, columns: int, images: int) -> Float:
 
 
 def _scored(
-    group: Group, readers: Sequence[_Reader], groups: Groups, sites: Mapping[ir.Node, Site], criterion: Criterion
+    group: Group,
+    readers: Sequence[_Reader],
+    groups: Groups,
+    sites: Mapping[ir.Node, Site],
+    criterion: Criterion,
+    *,
+    refit: bool,
 ) -> GroupScores:
     n = len(group.classes)
     place = np.full(groups.count + 1, -1, np.int64)
@@ -195,6 +207,8 @@ def _scored(
         consumers += [replace(own, labels=place[own.labels], importance=importance) for own in reader.consumers]
     producers = [(sites[node], groups.writes[node]) for node in group.producers if node in sites]
     path = _path(consumers, [(Layout(site).rows(), place[labels]) for site, labels in producers], n, criterion)
+    if not refit:
+        path = path_of(path.order, consumers, damping=_DAMPING, without_refit=True)
     errors = _by_reader(path, [len(reader.consumers) for reader in readers], consumers)
     return GroupScores(group, group.classes[path.order], tuple(reader.site for reader in readers), errors)
 
@@ -202,7 +216,7 @@ def _scored(
 def _path(
     consumers: Sequence[Consumer], producers: Sequence[tuple[Float, Labels]], n: int, criterion: Criterion
 ) -> Path:
-    """The order of removal by a criterion, and what is lost along it."""
+    """The order of removal by a criterion, and what is lost along it when the readers are fitted."""
     if criterion == "obs":
         return eliminate(consumers, n, damping=_DAMPING)
     if criterion in ("l1", "l2"):

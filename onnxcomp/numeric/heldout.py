@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnxcomp.numeric.moments import Moments, predicted_error
 from onnxcomp.numeric.refit import least_squares_target, remainder
 
-__all__ = ["Fit", "fitted", "merged"]
+__all__ = ["Fit", "fitted", "fitted_alone", "merged"]
 
 Float = NDArray[np.float64]
 Halves = tuple[Moments, Moments]
@@ -25,6 +25,8 @@ Fit = tuple[Float, Float, float]
 # Pulls that are tried, in units of the mean power of an input, and those for wide layers, which take longer.
 _RIDGES, _FEW = (1e-3, 1e-2, 1e-1, 1.0, 10.0), (1e-2, 1e-1, 1.0)
 _WIDE = 2048
+# The pull where nothing can be held out.
+_ALONE = 0.1
 
 
 def merged(first: Moments, second: Moments) -> Moments:
@@ -46,6 +48,17 @@ def merged(first: Moments, second: Moments) -> Moments:
         a * first.mean_y + b * second.mean_y,
         a * first.yy + b * second.yy,
     )
+
+
+def fitted_alone(moments: Sequence[Moments], weights: Sequence[Float], *, biased: bool = True) -> list[Fit]:
+    """Fit each group of a layer where there is but one sample, so that none is left to judge: the pull is strong.
+
+    Args:
+        moments: Of each group, with targets.
+        weights: The original weights, (R, d) each.
+        biased: Whether the layer has a bias to take the means.
+    """
+    return [_fit(own, weight, _ALONE, biased=biased) for own, weight in zip(moments, weights, strict=True)]
 
 
 def fitted(halves: Sequence[Halves], weights: Sequence[Float], *, biased: bool = True) -> list[Fit]:

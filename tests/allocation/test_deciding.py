@@ -123,7 +123,11 @@ def test_a_speed_is_met_though_the_whole_model_was_timed_on_a_busy_machine(
 ) -> None:
     """The sites seem to be next to nothing of it: the least of all is far too fast, and milder picks are tried."""
     measured = iter([0.3, 0.69])
-    monkeypatch.setattr(deciding, "time_models", lambda *_: SimpleNamespace(ratio=1 / next(measured)))
+
+    def timed(base: ir.Model, other: ir.Model, context: Context) -> Any:
+        return SimpleNamespace(ratio=1 / next(measured))
+
+    monkeypatch.setattr(deciding, "time_models", timed)
     decision = decide(stack, _menus(stack, ms=1e-3), Aim("ms", 0.7, 0.0), _totals(ms=1000.0), in_context())
     assert decision.picks not in ((2, 2), (0, 0)) and decision.note == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import given
@@ -66,3 +67,15 @@ def test_made_up_samples_stand_in_and_nothing_is_measured_without(
     assert sensitivities(stack, scores, nothing) == {}
     stand_in = in_context(objective="macs", stand_in=open_feeds(samples, stack))
     assert set(sensitivities(stack, scores, stand_in)) == {key_of(own.site) for own in scores}
+
+
+def test_classes_alone_tell_nothing_of_errors(parsed: Callable[..., ir.Model], in_context: InContext) -> None:
+    """A model that gives whole numbers seems to lose nothing: the layers' own errors count then."""
+    rng = np.random.default_rng(0)
+    text = """g (float[N,3,5,5] x) => (int64[N,1,5,5] y) {
+      [u] u = Conv(x, w) r = Relu(u) [v] v = Conv(r, w2) y = ArgMax<axis=1>(v) }"""
+    shapes = {"w": (8, 3, 1, 1), "w2": (4, 8, 1, 1)}
+    model = parsed(text, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    data = open_feeds({"x": rng.standard_normal((8, 3, 5, 5)).astype(np.float32)}, model)
+    context = in_context(data=data, objective="macs")
+    assert sensitivities(model, _scores(model, context), context) == {}

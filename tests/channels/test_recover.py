@@ -136,6 +136,17 @@ def test_every_layer_behind_repairs_what_is_lost(parsed: Parsed, in_context: InC
     assert error(outputs_of, original, model, fresh) < 0.7 * plain
 
 
+def test_a_single_sample_is_followed_with_a_strong_pull(
+    parsed: Parsed, in_context: InContext, outputs_of: OutputsOf
+) -> None:
+    original = parsed(NET, **weights())
+    model, kept = without(original, u=[1, 4], p1=[0, 3, 7], g1=[2, 9])
+    plain, one = error(outputs_of, original, model), X[:1]
+    assert set(recover(original, model, "test", in_context(data=open_feeds({"x": one}, original)), kept))
+    assert error(outputs_of, original, model, one) < 0.5 * plain
+    assert error(outputs_of, original, model) < plain
+
+
 def test_excluded_layers_are_not_fitted(parsed: Parsed, in_context: InContext) -> None:
     original = parsed(NET, **weights())
     model, kept = without(original, p1=[0, 3])

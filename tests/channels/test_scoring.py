@@ -109,3 +109,16 @@ def test_channels_that_nothing_reads_cost_nothing(parsed: Parsed, in_context: In
         free = [own for own in scores.groups if not own.readers]
         assert [own.errors.shape for own in free] == [(0, own.size) for own in free]
         assert sum(own.size for own in free) == 2
+
+
+def test_without_a_fit_errors_are_those_of_the_weights_that_are_left(parsed: Parsed, in_context: InContext) -> None:
+    model = model_of(parsed, ONE)
+    groups = find_groups(model)
+    context = in_context(data=open_feeds({"x": X}, model))
+    (own,) = score_groups(model, groups, layers_of(model), "taylor", context, refit=False).groups
+    gone = [int(number) - 1 for number in own.order[:2]]
+    x = patches() - patches().mean(0)
+    weight = ARRAYS["v"].reshape(4, 6, 4).astype(np.float64)
+    part = np.einsum("nkt,okt->no", x.reshape(len(x), 6, 4)[:, gone], weight[:, gone])
+    whole = x @ weight.reshape(4, -1).T
+    assert own.errors[0, 2] == pytest.approx(float(np.square(part).sum() / np.square(whole).sum()), rel=0.05, abs=0.004)
