@@ -70,7 +70,7 @@ class Compress(Structural):
         forms = [] if others == [] else allocator.forms()
 
         def menus(model: ir.Model, context: Context) -> tuple[Sequence[SiteMenu], Mapping[str, Response]]:
-            sites = [site for node, site in layers_of(model).items() if not refuse(node)]
+            sites = [site for node, site in layers_of(model).items() if not refuse.asked(node)]
             return menus_of(model, sites, forms, context)
 
         asked = _STRUCTURAL if names is None else names

@@ -38,7 +38,7 @@ class Prune(Structural):
     Under latency, channels are kept in multiples of the runtime's blocks (16, or 8 where the CPU has no AVX-512).
 
     Left alone, with the reason in the report: channels of inputs and outputs of the model, what an operator mixes that
-    is not understood, and shared, overridable and quantized weights. Of transformers, attention stays as it is.
+    is not understood, and shared, overridable and quantized weights. Transformers stay as they are.
 
     Attributes:
         macs: Share of the model's MACs to keep at most, shared out among the layers at the least loss.

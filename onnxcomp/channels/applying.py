@@ -16,14 +16,14 @@ from onnxcomp.calibration.beside import Kept
 from onnxcomp.channels.recover import Refitted, recover
 from onnxcomp.channels.scoring import too_wide
 from onnxcomp.contract import Change, Context, FrontierPoint, Offer, PassReport, Skip, Value
-from onnxcomp.cost import Cost
+from onnxcomp.cost import Cost, constant_behind
 from onnxcomp.graph.blocks import Block, drop, find_blocks
 from onnxcomp.graph.edit import ORIGIN, PASS, origin_of
 from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.graph.groups import Groups, find_groups
 from onnxcomp.graph.products import product_site, weighted_sites
 from onnxcomp.graph.shrinking import remove_classes
-from onnxcomp.graph.sites import Site, conv_site, is_default_domain
+from onnxcomp.graph.sites import Site, conv_site, is_default_domain, static_shape
 from onnxcomp.registry import build_pipeline
 
 __all__ = ["KINDS", "Decided", "Refuse", "carry_out", "decided_by", "layers_of", "reshape", "unfit_layers"]
@@ -87,14 +87,25 @@ def layers_of(model: ir.Model) -> dict[ir.Node, Site]:
 
 
 def unfit_layers(model: ir.Model) -> dict[str, str]:
-    """Why weighted nodes of the main graph are no sites, by the name of their output."""
+    """Why the channels of weighted nodes of the main graph must stay, by the name of their output."""
     found: dict[str, str] = {}
+    sequences = any(_attends(node) for node in model.graph)
     for node in model.graph:
         if is_default_domain(node, *KINDS):
             site = conv_site(node) if node.op_type in ("Conv", "ConvTranspose") else product_site(node)
             if isinstance(site, Skip):
                 found[node.outputs[0].name or ""] = site.reason
+            elif sequences and len(static_shape(node.outputs[0])) > 2 and site.kind in ("Gemm", "MatMul"):
+                found[node.outputs[0].name or ""] = "a layer of a transformer, which is left alone"
     return found
+
+
+def _attends(node: ir.Node) -> bool:
+    """Whether a node is an attention, or a product of two activations, which make one."""
+    if node.op_type in ("Attention", "MultiHeadAttention"):
+        return True
+    varying = [value for value in node.inputs if value is not None and constant_behind(value) is None]
+    return is_default_domain(node, "MatMul") and len(varying) > 1
 
 
 def reshape(model: ir.Model, decided: Decided, refuse: Refuse, original: ir.Model | None = None) -> Kept:

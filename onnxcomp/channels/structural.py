@@ -23,11 +23,11 @@ __all__ = ["Refusal", "Structural"]
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a layer's constants must stay as they are: the user says so, in the call or in a recipe, or it is no site.
+    """Why a layer's channels must stay: the user says so, in the call or in a recipe, or it is not fit for it.
 
     Attributes:
         context: The run's context.
-        unfit: Why weighted nodes are no sites, by the name of their output.
+        unfit: Why weighted nodes are not, by the name of their output.
     """
 
     context: Context
@@ -36,9 +36,11 @@ class Refusal:
     def __call__(self, node: ir.Node) -> str | None:
         """The reason for a node, or None."""
         reason = self.unfit.get(node.outputs[0].name or "")
+        return self.asked(node) if reason is None else f"{origin_of(node)}: {reason}"
+
+    def asked(self, node: ir.Node) -> str | None:
+        """What the user says of a node, or None."""
         name = origin_of(node)
-        if reason is not None:
-            return f"{name}: {reason}"
         for own in self.context.overrides:
             if own.options is None and (fnmatchcase(name, own.match) or own.match == node.op_type):
                 return f"{name} is left alone by the recipe"

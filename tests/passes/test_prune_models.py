@@ -199,7 +199,7 @@ def test_models_without_layers(parsed: Parsed) -> None:
         assert untouched(model, spec, data=X) == {}
 
 
-def test_of_a_transformer_only_what_is_between_products_goes(parsed: Parsed) -> None:
+def test_a_transformer_is_left_alone(parsed: Parsed) -> None:
     text = """g (float[N,16,8] x) => (float[N,16,3] y) {
       [in] e = MatMul(x, w0) [q] q = MatMul(e, wq) [k] k = MatMul(e, wk) [v] v = MatMul(e, wv)
       l = Transpose<perm=[0,2,1]>(k) s = MatMul(q, l) p = Softmax(s) o = MatMul(p, v) [o] t = MatMul(o, wo)
@@ -209,14 +209,5 @@ def test_of_a_transformer_only_what_is_between_products_goes(parsed: Parsed) -> 
     shapes |= {"w1": (8, 24), "b1": (24,), "w2": (24, 8), "w3": (8, 3)}
     rng = np.random.default_rng(0)
     model = parsed(text, **{k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()})
-    x = {"x": rng.standard_normal((64, 16, 8)).astype(np.float32)}
-    result = onnxcomp.optimize(model, "prune(channels=0.5)", objective="macs", data=x)
-    (step,) = result.report.steps
-    assert {change.site for change in step.report.changes} >= {"up", "down"}
-    left = {node.outputs[0].name: node.inputs[1] for node in result.model.graph if node.op_type == "MatMul"}
-    shape = {
-        name: tuple(v.shape.numpy()) for name, v in left.items() if v is not None and v.shape and v.is_initializer()
-    }
-    assert shape["i"] == (8, 12) and shape["m"] == (12, 8) and shape["q"] == shape["t"] == (8, 8)
-    reasons = {skip.site: skip.reason for skip in step.report.skips}
-    assert "multiplies two activations" in reasons["q"] and "in" in reasons
+    reasons = untouched(model)
+    assert {name for name, reason in reasons.items() if "transformer" in reason} >= {"q", "k", "v", "o", "up"}
