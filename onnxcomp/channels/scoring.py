@@ -43,7 +43,7 @@ _MEMORY = 1 << 28
 _WIDEST = 10_000
 # Noise that each input is thought to have, relative to their mean power; and what is added for columns that are many
 # beside the samples, patches of one image being alike: this times columns / sqrt(images x patches).
-_DAMPING, _UNSEEN = 1e-3, 0.1
+_DAMPING, _UNSEEN = 1e-3, 0.03
 
 
 @dataclass(frozen=True, eq=False)
