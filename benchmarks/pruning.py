@@ -67,6 +67,7 @@ class Target:
 
 TARGETS = (
     Target(Job(VGG, "prune(speedup=2)"), "speed-up", 2, 0.3),
+    Target(Job(VGG, "prune(speedup=2.3)"), "speed-up", 2, 0.3),
     Target(Job(VGG, "prune(macs=0.5)", "macs")),
     Target(Job(VGG, "int8")),
     *(
