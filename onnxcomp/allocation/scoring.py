@@ -15,15 +15,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from onnxcomp.allocation.grams import grams_of
 from onnxcomp.allocation.offering import Offering
 from onnxcomp.allocation.probe import Probe, make_probes
 from onnxcomp.allocation.problem import Problem, Setting, problems_of
-from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
-from onnxcomp.calibration.gram import PatchGram, site_gram
+from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Context
 from onnxcomp.cost import Cost
 from onnxcomp.decomposition.ranking import share
-from onnxcomp.graph.products import rows_of
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.hull import pareto
 
@@ -35,10 +34,6 @@ Float = NDArray[np.float64]
 _KEPT = 12
 # An error below is as good as none, one above as bad as losing the layer.
 _LEAST, _MOST = 1e-5, 0.7
-# Patches a dimension: to rank candidates takes fewer than to fit the one that is chosen.
-_PATCHES = 4
-# Bytes of activations in memory; the Grams need the rest.
-_MEMORY = 1 << 28
 # Sites that are scored at the same time; each holds a Gram and its factors.
 _WORKERS = 8
 # Ranks of one side that are scored, the smaller ones closer together.
@@ -133,24 +128,8 @@ def _tasks(
         for site in sites:
             yield pool.submit(_score, site, forms, None, step)
         return
-    kinds = {site.kind for site in sites}
-    alive = lifetimes(model.graph, lambda node: node.op_type in kinds)
-    frontier = Frontier(model, alive, context.data, context.workdir, [_MEMORY])
-    order = {node: index for index, node in enumerate(model.graph)}
-    try:
-        for site in sites:
-            gram = None
-            if not site.geometry.transposed:
-                name = data_input(site.node)
-                frontier.advance(order[site.node], [name])
-                gram = site_gram(site, len(context.data), context.seed, a_dimension=_PATCHES)
-                for batch in frontier.values(name):
-                    gram.update(rows_of(site, batch))
-                    if gram.full:
-                        break
-            yield pool.submit(_score, site, forms, gram, step)
-    finally:
-        frontier.close()
+    for site, gram in grams_of(model, sites, context):
+        yield pool.submit(_score, site, forms, None if site.geometry.transposed else gram, step)
 
 
 def _score(site: Site, forms: Sequence[Offering], gram: PatchGram | None, step: int) -> SiteScores:

@@ -100,9 +100,6 @@ class Beside:
         twins = (self._makers.get(node.outputs[0].name) for node in made)
         return all(twin is not None and same_operation(node, twin) for node, twin in zip(made, twins, strict=True))
 
-    def mark_changed(self) -> None:
-        """Tell the walk that a layer was replaced: both models have activations of their own anyway."""
-
     def advance(self, site: Site) -> None:
         """Run both models up to where the site is."""
         output, source = site.node.outputs[0].name or "", data_input(site.node)
@@ -111,14 +108,14 @@ class Beside:
         self._reached = max(self._reached, self._places[goal.wanted])
         self._before.advance(self._reached, [goal.wanted])
 
-    def batches(self, site: Site) -> Iterator[tuple[Batch, Batch, Batch]]:
-        """Yield (input, the same, wanted output) a batch at a time, both inputs being those of the rewritten model."""
+    def batches(self, site: Site) -> Iterator[tuple[Batch, Batch]]:
+        """Yield (input in the rewritten model, wanted output) a batch at a time."""
         goal = self._goals[site.node.outputs[0].name or ""]
         wanted = self._before.values(goal.wanted)
         others = self._after.values(goal.other) if goal.other else None
         for x, target in zip(self._after.values(data_input(site.node)), wanted, strict=True):
             left = self._left(goal.wanted, target)
-            yield x, x, left if others is None else left - next(others)
+            yield x, left if others is None else left - next(others)
 
     def _left(self, name: str, value: Batch) -> Batch:
         if name not in self._kept:

@@ -43,7 +43,6 @@ class Decided:
         removed: Classes of channels that go, as `find_groups` numbers them, (count + 1,).
         blocks: Names of the blocks that are dropped.
         forms: The pass that a layer's form is from, with its ranks, by the layer's key.
-        reasons: Why a layer stays whole, by its key.
         offers: What it was chosen from.
         frontier: What else could have been reached.
     """
@@ -51,7 +50,6 @@ class Decided:
     removed: Mask
     blocks: frozenset[str] = frozenset()
     forms: Mapping[str, str] = field(default_factory=dict[str, str])
-    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
     offers: tuple[Offer, ...] = ()
     frontier: tuple[FrontierPoint, ...] = ()
 
@@ -164,7 +162,7 @@ def carry_out(
         key = keys[node]
         change = _changed(layer, left[key], after.get(key, layer.site), done.get(key))
         if change is None:
-            skips.append(Skip(layer.site.name, decided.reasons.get(key_of(layer.site), layer.reason)))
+            skips.append(Skip(layer.site.name, layer.reason))
         else:
             changes.append(change)
             if key in after:

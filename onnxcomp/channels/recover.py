@@ -140,7 +140,7 @@ class _Walk:
 def _gram(site: Site, beside: Beside, context: Context) -> PatchGram:
     assert context.data is not None
     gram = site_gram(site, len(context.data), context.seed)
-    for _, x, target in beside.batches(site):
+    for x, target in beside.batches(site):
         gram.update(rows_of(site, x), rows_of(site, target))
         if gram.full:
             break
@@ -151,7 +151,7 @@ def _halves(site: Site, beside: Beside, context: Context) -> tuple[PatchGram, Pa
     """The Grams of every other sample and of those between."""
     assert context.data is not None
     halves = tuple(site_gram(site, -(-len(context.data) // 2), context.seed, part=0.5) for _ in range(2))
-    for index, (_, x, target) in enumerate(beside.batches(site)):
+    for index, (x, target) in enumerate(beside.batches(site)):
         for number, gram in enumerate(halves):
             own = slice((number + index * len(x)) % 2, None, 2)
             gram.update(rows_of(site, x[own]), rows_of(site, target[own]))

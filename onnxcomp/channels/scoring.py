@@ -7,7 +7,6 @@ last of their readers was reached, and Grams that no other group needs are let g
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
@@ -16,15 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp.allocation.grams import grams_of
 from onnxcomp.allocation.probe import make_probes
 from onnxcomp.allocation.problem import Problem, problems_of
 from onnxcomp.allocation.scoring import SiteScores
-from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
-from onnxcomp.calibration.gram import site_gram
 from onnxcomp.contract import Context
 from onnxcomp.graph.groups import Group, Groups
 from onnxcomp.graph.labels import Labels
-from onnxcomp.graph.products import rows_of
 from onnxcomp.graph.sites import Site
 from onnxcomp.numeric.elimination import Consumer, Path, eliminate, path_of
 from onnxcomp.numeric.selection import contributions, lasso_order, norm_scores, order_of, taylor_scores, thinet_order
@@ -35,10 +32,6 @@ __all__ = ["Criterion", "GroupScores", "Scores", "score_groups", "too_wide"]
 Float = NDArray[np.float64]
 Criterion = Literal["auto", "obs", "thinet", "he", "taylor", "l1", "l2"]
 
-# Patches a dimension: to rank channels takes fewer than to fit what is left.
-_PATCHES = 4
-# Bytes of activations in memory; the Grams need the rest.
-_MEMORY = 1 << 28
 # Columns of a Gram that takes minutes and 800 MB; what reads more is neither ranked by nor refitted.
 _WIDEST = 10_000
 # Noise that each input is thought to have, relative to their mean power; and what is added for columns that are many
@@ -143,23 +136,12 @@ def _problems(model: ir.Model, sites: Sequence[Site], context: Context) -> Itera
     if context.data is None:
         yield from ((site, problems_of(site, None)) for site in sites)
         return
-    kinds = {site.kind for site in sites}
-    alive = lifetimes(model.graph, lambda node: node.op_type in kinds)
-    order = {node: index for index, node in enumerate(model.graph)}
-    with closing(Frontier(model, alive, context.data, context.workdir, [_MEMORY])) as frontier:
-        for site in sites:
-            name = data_input(site.node)
-            frontier.advance(order[site.node], [name])
-            gram = site_gram(site, len(context.data), context.seed, a_dimension=_PATCHES)
-            for batch in frontier.values(name):
-                gram.update(rows_of(site, batch))
-                if gram.full:
-                    break
-            if not site.geometry.transposed:
-                yield site, problems_of(site, gram if gram.varies() else None)
-            else:  # its moments are of single positions, of which each makes a patch of the output
-                plain = problems_of(site, None)
-                yield site, [replace(p, moments=m) for p, m in zip(plain, gram.moments(), strict=True)]
+    for site, gram in grams_of(model, sites, context):
+        if not site.geometry.transposed:
+            yield site, problems_of(site, gram if gram.varies() else None)
+        else:  # its moments are of single positions, of which each makes a patch of the output
+            plain = problems_of(site, None)
+            yield site, [replace(p, moments=m) for p, m in zip(plain, gram.moments(), strict=True)]
 
 
 def _consumers(site: Site, problems: Sequence[Problem], reads: Labels, images: int) -> tuple[Consumer, ...]:

@@ -92,7 +92,7 @@ def test_targets_are_the_originals_at_the_channels_left(parsed: Parsed, in_conte
             if site.name in ("u", "p", "q"):
                 beside.advance(site)
                 parts = list(beside.batches(site))
-                found[site.name] = np.concatenate([x for x, _, _ in parts]), np.concatenate([t for *_, t in parts])
+                found[site.name] = np.concatenate([x for x, _ in parts]), np.concatenate([t for _, t in parts])
             assert beside.repeats(site) == (site.name == "u")
     finally:
         beside.close()
