@@ -36,10 +36,12 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.ready-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[test]"
+	@bash scripts/browser.sh $(BIN)/python
 	@touch $@ $(VENV)/.ready
 
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	@bash scripts/browser.sh $(BIN)/python
 	@touch $@ $(VENV)/.ready-test $(VENV)/.ready
 
 clean:

@@ -1,0 +1,1 @@
+"""The pre-deployment gate: what a budget asks of a model, and the verdict."""
