@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxcomp.numeric.hull import pareto
-from onnxcomp.report.plot import Plot
+from onnxcomp.report.figures import Curve
 from onnxcomp.report.table import Table
 from onnxcomp.report.text import count, size
 
@@ -66,7 +66,7 @@ def frontier_table(step: Document) -> Table:
     ]
     columns = (f"share of {_NAMES[scarce]}", "MACs", "bytes", "time", "expected loss", "")
     filled = [i for i in range(len(columns)) if i != 3 or any(row[i] for row in rows)]
-    plot = Plot(
+    plot = Curve(
         tuple((_share(points, point, scarce), float(point["loss"])) for point in points),
         points.index(chosen),
         f"share of {_NAMES[scarce]} of the layers",

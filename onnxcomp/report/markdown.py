@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from onnxcomp.report.text import printable
-from onnxcomp.report.view import Table, view
+from onnxcomp.report.view import Table, View
 
 __all__ = ["to_markdown"]
 
@@ -15,15 +14,15 @@ __all__ = ["to_markdown"]
 _SPECIAL = re.compile(r"[\\`*_{}\[\]#!|~$@]|(?<!\d):(?!\s|$)|:(?![\s\d]|$)|^\s*>")
 
 
-def to_markdown(document: dict[str, Any]) -> str:
-    """Render a report document as Markdown; names are escaped, so that they can neither format nor link nor embed."""
-    shown = view(document, full=True)
+def to_markdown(shown: View, version: str) -> str:
+    """Render a report as Markdown; names are escaped, so that they can neither format nor link nor embed."""
     parts = [f"**{_escape(shown.headline)}**"]
     parts += [f"- **failed:** {_escape(line)}" for line in shown.failures]
     parts += [f"- warning: {_escape(line)}" for line in shown.warnings]
     parts += [_table(table) for table in shown.tables]
-    parts.append("\n".join(f"- {_escape(note)}" for note in shown.notes))
-    parts.append(f"Written by onnxcomp {_escape(document['version'])}.")
+    if shown.notes:
+        parts.append("\n".join(f"- {_escape(note)}" for note in shown.notes))
+    parts.append(f"Written by onnxcomp {_escape(version)}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,31 +6,16 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
 
-__all__ = ["Plot", "to_svg"]
+from onnxcomp.report.figures import Curve
+
+__all__ = ["to_svg"]
 
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 44
 _DECADES = 8  # at most; what lies further down is at the foot
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A curve over a share, on a logarithmic scale.
-
-    Attributes:
-        points: (share, value); values of 0 are not drawn.
-        marked: Index of the point that is marked.
-        across: What the share is of.
-        up: What the value is.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    marked: int
-    across: str
-    up: str
-
-
-def to_svg(plot: Plot) -> str:
+def to_svg(plot: Curve) -> str:
     """Draw a plot; empty where it has fewer than two points that can be drawn."""
     drawn = [(x, y) for x, y in plot.points if y > 0.0 and isfinite(y) and isfinite(x)]
     if len(drawn) < 2:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxcomp.report.plot import Plot
+from onnxcomp.report.figures import Figure
 
 __all__ = ["Table"]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text; the columns in `right` hold numbers, and where there can be pictures `plot` goes with it."""
+    """A table of text; the columns in `right` hold numbers, and where there can be figures `plot` goes with it."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[int] = frozenset()
-    plot: Plot | None = None
+    plot: Figure | None = None

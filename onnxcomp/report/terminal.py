@@ -9,24 +9,32 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from onnxcomp.report.text import printable
-from onnxcomp.report.view import Table, view
+from onnxcomp.report.view import Table, View, view
 
-__all__ = ["print_report", "print_table"]
+__all__ = ["print_report", "print_table", "print_view"]
 
 _PIPE_WIDTH = 160
 
 
 def print_report(document: dict[str, Any], console: Console | None = None) -> None:
-    """Print a report on stdout: the headline in the first line, then warnings, then tables."""
+    """Print a report of a run on stdout."""
+    print_view(view(document, full=False), console)
+
+
+def print_view(shown: View, console: Console | None = None) -> None:
+    """Print a result on stdout: the headline in the first line, then what failed, then tables, then notes.
+
+    Warnings are not among it: a command says them on stderr.
+    """
     out = console or make_console()
-    shown = view(document, full=False)
     out.print(Text(printable(shown.headline), style="bold"))
     for failure in shown.failures:
         out.print(Text(f"failed: {printable(failure)}", style="bold red"))
     for table in shown.tables:
         out.print()
         print_table(table, out)
-    out.print()
+    if shown.notes:
+        out.print()
     for note in shown.notes:
         out.print(Text(printable(note), style="dim"))
 

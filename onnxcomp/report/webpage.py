@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
+from onnxcomp.report.figures import Curve
 from onnxcomp.report.plot import to_svg
 from onnxcomp.report.text import printable
-from onnxcomp.report.view import Table, view
+from onnxcomp.report.view import Table, View
 
 __all__ = ["to_html"]
 
@@ -22,15 +22,14 @@ td { overflow-wrap: anywhere; } .n { text-align: right; font-variant-numeric: ta
 """
 
 
-def to_html(document: dict[str, Any]) -> str:
-    """Render a report document as HTML; everything that comes from the model is escaped."""
-    shown = view(document, full=True)
+def to_html(shown: View, version: str) -> str:
+    """Render a report as HTML; everything that comes from the model is escaped."""
     body = [f"<h1>{_text(shown.headline)}</h1>"]
     body += [f'<p class="failed">failed: {_text(line)}</p>' for line in shown.failures]
     body += [f'<p class="warning">warning: {_text(line)}</p>' for line in shown.warnings]
     body += [_table(table) for table in shown.tables]
     body.append(f'<ul class="notes">{"".join(f"<li>{_text(note)}</li>" for note in shown.notes)}</ul>')
-    body.append(f"<footer>onnxcomp {_text(document['version'])}</footer>")
+    body.append(f"<footer>onnxcomp {_text(version)}</footer>")
     head = f'<meta charset="utf-8"><title>onnxcomp report</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
 
@@ -42,7 +41,7 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     title = f"<h2>{_text(table.title)}</h2>"
-    picture = "" if table.plot is None else to_svg(table.plot)
+    picture = to_svg(table.plot) if isinstance(table.plot, Curve) else ""
     return f"{title}\n{picture}\n<table><thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
 
 

@@ -12,14 +12,23 @@ from rich.console import Console
 
 from onnxcomp.contract import FrontierPoint, Offer
 from onnxcomp.pipeline import PipelineReport
+from onnxcomp.report.figures import Curve
 from onnxcomp.report.frontier import candidates_table, frontier_line, frontier_table
 from onnxcomp.report.markdown import to_markdown
-from onnxcomp.report.plot import Plot, to_svg
+from onnxcomp.report.plot import to_svg
 from onnxcomp.report.schema import report_document
 from onnxcomp.report.table import Table
 from onnxcomp.report.terminal import print_report
 from onnxcomp.report.view import view
 from onnxcomp.report.webpage import to_html
+
+
+def markdown_of(document: dict[str, Any]) -> str:
+    return to_markdown(view(document, full=True), document["version"])
+
+
+def html_of(document: dict[str, Any]) -> str:
+    return to_html(view(document, full=True), document["version"])
 
 
 def offer(site: str, form: str, macs: int, loss: float, why: str = "", *, chosen: bool = False) -> Offer:
@@ -99,7 +108,7 @@ def test_the_frontier_is_thinned_around_the_chosen_point(allocated: PipelineRepo
     ]
     assert table.rows[5] == ("0.400", "400", "1.56 KB", "0.0026", "chosen")
     assert [row[-1] for row in table.rows].count("chosen") == 1
-    assert table.plot is not None and len(table.plot.points) == 50
+    assert isinstance(table.plot, Curve) and len(table.plot.points) == 50
 
 
 @pytest.mark.parametrize(
@@ -143,7 +152,7 @@ def test_the_chosen_one_is_shown_even_where_another_beats_it(allocated: Pipeline
 
 def test_files_show_both(allocated: PipelineReport) -> None:
     document = report_document(allocated)
-    markdown, page = to_markdown(document), to_html(document)
+    markdown, page = markdown_of(document), html_of(document)
     for text in (markdown, page):
         assert "decompose(macs=0.4): frontier" in text.replace("\\", "")
         assert "past break-even" in text
@@ -155,7 +164,7 @@ def test_where_nothing_was_allocated_nothing_is_shown(report: PipelineReport) ->
     step = step_of(report)
     assert frontier_line(step) == ""
     assert frontier_table(step).rows == candidates_table(step).rows == ()
-    assert "<svg" not in to_html(report_document(report))
+    assert "<svg" not in html_of(report_document(report))
 
 
 def test_what_was_rolled_back_was_tried(allocated: PipelineReport) -> None:
@@ -179,7 +188,7 @@ def test_without_times_there_is_no_column_for_them(allocated: PipelineReport) ->
 
 
 def test_a_plot() -> None:
-    svg = to_svg(Plot(((1.0, 0.0), (0.5, 1e-3), (0.25, 1e-1)), 1, "share <b>", "loss"))
+    svg = to_svg(Curve(((1.0, 0.0), (0.5, 1e-3), (0.25, 1e-1)), 1, "share <b>", "loss"))
     assert 'points="185.0,12.0 306.0,256.0"' in svg
     assert '<circle cx="306.0" cy="256.0"' in svg
     assert "share &lt;b&gt;" in svg and "<b>" not in svg
@@ -187,7 +196,7 @@ def test_a_plot() -> None:
 
 
 def test_a_plot_of_next_to_nothing() -> None:
-    assert to_svg(Plot(((1.0, 0.0), (0.5, 0.1)), 0, "share", "loss")) == ""
-    deep = to_svg(Plot(((1.0, 0.0), (0.5, 1e-300), (0.2, 1.0)), 0, "share", "loss"))
+    assert to_svg(Curve(((1.0, 0.0), (0.5, 0.1)), 0, "share", "loss")) == ""
+    deep = to_svg(Curve(((1.0, 0.0), (0.5, 1e-300), (0.2, 1.0)), 0, "share", "loss"))
     assert deep.count("<line") == 9 + 5
     assert '<circle cx="548.0" cy="256.0"' in deep

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,14 @@ def hostile(report: PipelineReport) -> PipelineReport:
         folded=(HOSTILE,),
         data=HOSTILE,
     )
+
+
+def markdown_of(document: dict[str, Any]) -> str:
+    return to_markdown(view(document, full=True), document["version"])
+
+
+def html_of(document: dict[str, Any]) -> str:
+    return to_html(view(document, full=True), document["version"])
 
 
 def printed(report: PipelineReport, width: int = 160) -> str:
@@ -86,7 +95,7 @@ def test_the_terminal_starts_with_the_headline_and_shows_what_matters(report: Pi
 
 def test_files_list_every_site(report: PipelineReport) -> None:
     document = report_document(report)
-    for text in (to_markdown(document), to_html(document)):
+    for text in (markdown_of(document), html_of(document)):
         for i in range(60):
             assert f"conv{i}" in text
         assert "0.9x" in text
@@ -96,7 +105,7 @@ def test_files_list_every_site(report: PipelineReport) -> None:
 
 def test_files_rank_every_site_and_leave_out_what_was_not_measured(report: PipelineReport) -> None:
     document = report_document(report)
-    assert all("small9" in text for text in (to_markdown(document), to_html(document)))
+    assert all("small9" in text for text in (markdown_of(document), html_of(document)))
     assert "small9" not in printed(report) and "small7" in printed(report)
     for entry in document["steps"][0]["sensitivity"]:
         entry.update(kl=None, drop_points=None)
@@ -122,7 +131,7 @@ def test_hostile_names_in_the_terminal(hostile: PipelineReport) -> None:
 
 
 def test_hostile_names_in_markdown(hostile: PipelineReport) -> None:
-    text = to_markdown(report_document(hostile))
+    text = markdown_of(report_document(hostile))
     assert "<" not in text
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -155,7 +164,7 @@ class Tags(HTMLParser):
 
 
 def test_hostile_names_in_html(hostile: PipelineReport) -> None:
-    text = to_html(report_document(hostile))
+    text = html_of(report_document(hostile))
     page = Tags()
     page.feed(text)
     assert page.seen <= {
@@ -170,7 +179,7 @@ def test_hostile_names_in_html(hostile: PipelineReport) -> None:
 
 
 def test_the_page_needs_nothing_else(report: PipelineReport) -> None:
-    text = to_html(report_document(report))
+    text = html_of(report_document(report))
     for word in ("http", "src=", "url(", "@import", "<script", "<link"):
         assert word not in text
 
@@ -240,7 +249,7 @@ def test_a_name_that_stands_for_several_nodes_is_shown_once_with_their_number(re
 
 
 def test_files_tell_such_nodes_apart_and_round_their_facts(report: PipelineReport) -> None:
-    text = to_markdown(report_document(decomposed(report)))
+    text = markdown_of(report_document(decomposed(report)))
     for site in ("conv1 (1 of 3)", "conv1 (2 of 3)", "conv1 (3 of 3)"):
         assert f"| {site} | form" in text
     assert "scale=0.0123457, zero=3" in text
@@ -248,7 +257,7 @@ def test_files_tell_such_nodes_apart_and_round_their_facts(report: PipelineRepor
 
 def test_markdown_headings_read_as_they_are_written(report: PipelineReport) -> None:
     step = replace(report.steps[0], spec="tucker2(pattern=2:4)")
-    lines = to_markdown(report_document(replace(report, steps=(step,)))).splitlines()
+    lines = markdown_of(report_document(replace(report, steps=(step,)))).splitlines()
     assert lines[0] == "**top-1 accuracy 92.60 % -> 92.30 % (-0.30 points) on 2,000 samples**"
     assert "## tucker2(pattern=2:4): changed" in lines
 
@@ -265,4 +274,4 @@ def test_markdown_headings_read_as_they_are_written(report: PipelineReport) -> N
     ],
 )
 def test_what_markdown_would_make_of_a_name(report: PipelineReport, name: str, shown: str) -> None:
-    assert f"- warning: {shown}\n" in to_markdown(report_document(replace(report, warnings=(name,))))
+    assert f"- warning: {shown}\n" in markdown_of(report_document(replace(report, warnings=(name,))))
