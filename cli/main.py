@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command's module, so that ``--
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
 from onnxcomp.cli.optimization import optimize
 from onnxcomp.cli.retargeting import retarget
-from onnxcomp.cli.talk import DEBUG, printable
+from onnxcomp.cli.talk import DEBUG, fail
 from onnxcomp.errors import OnnxcompError
 
 __all__ = ["cli", "main"]
@@ -54,6 +55,7 @@ for _command in (optimize, calibrate, inspect, passes, compare, check, retarget)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error ends here, as one or two lines on stderr."""
+    _whole_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
     try:
@@ -87,6 +89,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _whole_streams() -> None:
+    """Make stdin, stdout and stderr usable: a closed one would lend its number to the first file that is opened.
+
+    Characters that the encoding of a stream lacks are spelled out.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def _orderly_end() -> Generator[None]:
     """Let a request to end (docker stop, a cancelled CI job) unwind as Ctrl-C does, so that temporary files go."""
@@ -107,7 +127,7 @@ def _orderly_end() -> Generator[None]:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"onnxcomp: error: {printable(message)}", file=sys.stderr)
+    fail(message)
     return code
 
 

@@ -1,15 +1,19 @@
-"""What all commands share: common flags, early checks of paths, progress and warnings on stderr."""
+"""What all commands share: common flags, early checks of paths, progress, warnings and errors on stderr."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from onnxcomp import progress
+from onnxcomp.cli import logbook
 from onnxcomp.errors import InputError
 from onnxcomp.report.text import printable
 
@@ -19,6 +23,7 @@ __all__ = [
     "check_model",
     "common",
     "data_options",
+    "fail",
     "parse_shapes",
     "print_json",
     "printable",
@@ -28,18 +33,35 @@ __all__ = [
 
 DEBUG = "--debug"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
 
 
 def common(command: _Command) -> _Command:
-    """Add the flags that every command has."""
+    """Add the flags that every command has, and hear what is logged while it runs."""
+
+    @wraps(command)
+    def talking(*arguments: Any, verbose: bool, log_file: str | None, **values: Any) -> Any:
+        others = tuple(text for value in values.values() for text in _texts(value))
+        with logbook.logged(quiet=values["quiet"], verbose=verbose, log_file=log_file, others=others):
+            return command(*arguments, **values)
+
     flags = (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, for machines."),
         click.option("--quiet", is_flag=True, help="Nothing on stderr but errors."),
+        click.option("--verbose", is_flag=True, help="On stderr: stages with times, and why layers were left alone."),
+        click.option("--log-file", metavar="FILE", help="Write everything that happens to FILE, over what it holds."),
         click.option(DEBUG, is_flag=True, expose_value=False, help="Show the traceback of an error."),
     )
     for flag in reversed(flags):
-        command = flag(command)
-    return command
+        talking = flag(talking)
+    return talking  # type: ignore[return-value]  # a decorated command is called by click alone
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """The texts of a flag that may be repeated."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, tuple) else ()
 
 
 def data_options(command: _Command) -> _Command:
@@ -90,9 +112,30 @@ def check_folder(path: str, flag: str) -> None:
 
 
 def warn(message: str, quiet: bool) -> None:
-    """Say something on stderr."""
+    """Say something on stderr; while a bar is up, after it."""
+    logbook.SAID.info("%s", message)
     if not quiet:
-        print(f"onnxcomp: {printable(message)}", file=sys.stderr)
+        logbook.voice().say(message)
+
+
+def fail(message: str) -> None:
+    """Say on stderr what went wrong; the word stands out where that is a terminal with colours."""
+    mark = f"{_RED}error:{_PLAIN} " if _coloured() else "error: "
+    logbook.write(message, mark)
+
+
+def _coloured() -> bool:
+    """Whether stderr shows colours (no-color.org; FORCE_COLOR as rich reads it)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return _live_terminal()
+
+
+def _live_terminal() -> bool:
+    """Whether stderr is a terminal whose cursor can be moved."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def print_json(document: object) -> None:
@@ -104,27 +147,29 @@ def print_json(document: object) -> None:
 
 @contextmanager
 def progress_bar(stages: int, quiet: bool) -> Generator[Callable[[str], None]]:
-    """Show a bar on stderr, only where that is a terminal.
+    """Show stages and, beneath, tasks of the library with the time left; on stderr, only where that is a terminal.
+
+    Args:
+        stages: How many stages are planned; a run may take more.
+        quiet: Whether nothing is shown.
 
     Yields:
-        A function to call with a line whenever a stage starts; a run may take more stages than planned.
+        A function to call with a line whenever a stage starts.
     """
-    if quiet or not sys.stderr.isatty():
-        yield lambda line: None
+    if quiet or not _live_terminal():
+        yield _log_stage
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from onnxcomp.cli.bar import Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("load", total=stages)
-        started = 0
+    bar = Bar(stages)
+    with logbook.voice().beneath(bar.above), bar, progress.listening(bar):
 
         def tell(line: str) -> None:
-            nonlocal started
-            total = max(stages, started + 1)
-            progress.update(task, description=escape(printable(line)), completed=started, total=total, refresh=True)
-            started += 1
+            _log_stage(line)
+            bar.enter(line)
 
         yield tell
+
+
+def _log_stage(line: str) -> None:
+    logbook.STAGES.info("%s", line)

@@ -9,6 +9,7 @@ Names are imported when they are first used, so that ``import onnxcomp`` costs n
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 # ONNX Runtime reads this when it is loaded; otherwise it leaves a session file in the temporary directory and may call
 # home. A compiler does neither. A user who sets the variable is obeyed.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# What is logged is for whoever listens; without a handler Python would print warnings on stderr.
+logging.getLogger("onnxcomp").addHandler(logging.NullHandler())
 
 __all__ = [
     "Candidate",
