@@ -35,6 +35,59 @@ InContext = Callable[..., Context]
 Planted = Callable[..., NDArray[np.float32]]
 
 
+class Machine:
+    """What makes timings of real machines unreliable, simulated. Its clock moves on when a model is opened or runs.
+
+    Jitter is log-normal, 5 %; one run in twenty takes twice as long; the frequency falls by a fifth and recovers every
+    few seconds; the whole drifts by 10 % over minutes; and a session is faster or slower by up to `bias` for as long as
+    it lives.
+    """
+
+    def __init__(self, seed: int, *, bias: float = 0.02, opening: float = 0.1) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.now = 0.0
+        self.opened: list[str] = []
+        self.turns: list[str] = []
+        self._bias, self._opening = bias, opening
+        self._fast, self._until = True, 0.0
+        self._phase = self.rng.uniform(0, 2 * np.pi)
+
+    def clock(self) -> float:
+        """Seconds since the machine was switched on."""
+        return self.now
+
+    def opener(self, seconds: float, name: str = "") -> Callable[[], Callable[[], None]]:
+        """What opens a session of a model whose run takes so long when nothing disturbs it."""
+
+        def open_session() -> Callable[[], None]:
+            self.now += self._opening
+            self.opened.append(name)
+            own = seconds * (1 + self.rng.uniform(-self._bias, self._bias))
+
+            def call() -> None:
+                self.turns.append(name)
+                self.now += own * self.disturbance()
+
+            return call
+
+        return open_session
+
+    def disturbance(self) -> float:
+        """How much longer than undisturbed a run that begins now takes."""
+        while self.now >= self._until:
+            self._fast = not self._fast
+            self._until = max(self._until, self.now) + self.rng.exponential(1.5)
+        steady = (1.0 if self._fast else 1.25) * (1 + 0.05 * np.sin(self._phase + self.now / 20))
+        spike = 2.0 if self.rng.random() < 0.05 else 1.0
+        return float(steady * spike * np.exp(self.rng.normal(0, 0.05)))
+
+
+@pytest.fixture(scope="session")
+def machine() -> type[Machine]:
+    """A simulated machine, for timings without waiting: ``machine(seed)``."""
+    return Machine
+
+
 @pytest.fixture(scope="session")
 def parsed() -> Parsed:
     """A valid model from the text of its graph, with shapes inferred; keyword arguments become initializers."""

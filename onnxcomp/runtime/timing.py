@@ -25,11 +25,13 @@ from scipy.stats import binom
 
 from onnxcomp.runtime.session import input_names, open_session, run
 
-__all__ = ["Runnable", "Speedup", "interleaved", "median_interval", "paired", "time_many"]
+__all__ = ["SAMPLE_S", "Runnable", "Speedup", "interleaved", "median_interval", "paired", "time_many"]
 
 Runnable: TypeAlias = ir.Model | bytes | str | Path | ort.InferenceSession
 
-_SAMPLE_S = 2e-3  # a shorter sample is dominated by the scheduler and the timer
+SAMPLE_S = 2e-3
+"""A shorter sample is dominated by the scheduler and the timer."""
+
 _WARM_S = 0.05
 _MIN_ROUNDS = 8
 _CHECK_EVERY = 8
@@ -167,21 +169,24 @@ def interleaved(
     enough: Callable[[NDArray[np.float64]], bool],
     warm_s: float = _WARM_S,
     clock: Callable[[], float] | None = None,
+    wall: Callable[[], float] | None = None,
+    sample_s: float = SAMPLE_S,
 ) -> NDArray[np.float64]:
     """Run the calls in turns; return seconds a run, float64 [calls, rounds].
 
-    Each call is warmed up for `warm_s` seconds first and repeated so that a sample takes 2 ms or more. Rounds go on
-    until `rounds` are done, `budget_s` seconds are spent or `enough` of the times so far (asked every 8 rounds); at
-    least 8 are done. The order turns round every round, and garbage collection waits. What is measured passes on
-    `clock` (that of the wall unless another one is given), what is spent on the wall's.
+    Each call is warmed up for `warm_s` seconds first and repeated so that a sample takes `sample_s` seconds or more
+    (0: every sample is a single run). Rounds go on until `rounds` are done, `budget_s` seconds are spent or `enough` of
+    the times so far (asked every 8 rounds); at least 8 are done. The order turns round every round, and garbage
+    collection waits. What is measured passes on `clock`, what is spent on `wall`; either is time.perf_counter unless
+    another one is given.
     """
-    clock = clock or time.perf_counter
-    repeats = [max(1, math.ceil(_SAMPLE_S / _warm_up(call, warm_s, clock))) for call in calls]
+    clock, wall = clock or time.perf_counter, wall or time.perf_counter
+    repeats = [max(1, math.ceil(sample_s / _warm_up(call, warm_s, clock))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
     with _no_gc():
-        stop = time.perf_counter() + budget_s
-        while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and time.perf_counter() < stop):
+        stop = wall() + budget_s
+        while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and wall() < stop):
             column = [0.0] * len(calls)
             for k in order:
                 column[k] = _sample(calls[k], repeats[k], clock)
