@@ -61,7 +61,6 @@ def test_sessions_are_opened_in_changing_order_and_closed_before_the_next(machin
         inner = m.opener(0.02, name)
 
         def opener() -> Callable[[], None]:
-            gc.collect()
             assert len([one for one in alive if one() is not None]) <= 1
             call: Callable[[], None] = inner()
             alive.append(weakref.ref(call))
