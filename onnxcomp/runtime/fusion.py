@@ -1,32 +1,25 @@
 """Fusion proof: what ONNX Runtime really makes of each node, read off its own optimised graph.
 
-The model is loaded with every optimisation, the runtime's graph is dumped and read back. To survive the renaming that
-fusions do, the copy that is loaded has a token in every node and value name; a kernel carries the token of what it was
-made from.
+The model is loaded with every optimisation, the runtime's graph is dumped and read back
+(:mod:`onnxcomp.runtime.optimised`).
 """
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxcomp.graph.decoding import is_decoded
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.sites import is_default_domain
+from onnxcomp.runtime.optimised import kernel_name, nodes_of, optimised, tokens
 from onnxcomp.runtime.qdq import is_quantized_kernel, reason_for_float, touches_pairs
-from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.settings import INT8_KERNELS, SessionSettings
 
 __all__ = ["NodeFate", "fusion_proof"]
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# A dump holds the weights; protobuf ends at 2 GB.
-_DUMP_LIMIT = 1_900_000_000
-_TOKEN = re.compile(r"@(\d+)@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +52,11 @@ def fusion_proof(model: ir.Model, *, int8_kernels: bool = False) -> tuple[NodeFa
     Raises:
         ModelError: The runtime cannot load the model.
     """
-    watched = [node for node in _nodes(model) if _is_watched(node)]
+    number = {node: i for i, node in enumerate(nodes_of(model))}
+    watched = [node for node in number if _is_watched(node)]
     if not watched:
         return ()
-    if _constant_bytes(model) > _DUMP_LIMIT:
-        reason = "not looked at: the model is over 2 GB, and the runtime's graph cannot be dumped"
-        return tuple(NodeFate(_name(n), n.op_type, "", False, reason) for n in watched)
-    kernels = _Kernels(_optimised(model, int8_kernels))
-    number = {node: i for i, node in enumerate(_nodes(model))}
+    kernels = _Kernels(optimised(model, SessionSettings(entries=INT8_KERNELS if int8_kernels else ())))
     fates = ((node, _fate(node, kernels, number)) for node in watched)
     return tuple(fate for node, fate in fates if node.op_type not in _ACTIVATIONS or fate.kernel == node.op_type)
 
@@ -88,7 +78,7 @@ def _fate(node: ir.Node, kernels: _Kernels, number: dict[ir.Node, int]) -> NodeF
     if kernels.integer(found):
         return NodeFate(name, node.op_type, found.op_type, True, "")
     return NodeFate(
-        name, node.op_type, _kernel_name(found), False, reason_for_float(node) or "the runtime did not fuse it"
+        name, node.op_type, kernel_name(found), False, reason_for_float(node) or "the runtime did not fuse it"
     )
 
 
@@ -98,11 +88,6 @@ def _is_watched(node: ir.Node) -> bool:
     if is_default_domain(node, *_WEIGHTED) or is_quantized_kernel(node):
         return True
     return node.op_type not in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") and touches_pairs(node)
-
-
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes in a fixed order, bodies included; functions are left out (the runtime inlines them)."""
-    yield from model.graph.all_nodes()
 
 
 def _name(node: ir.Node) -> str:
@@ -118,27 +103,6 @@ def _absorber(node: ir.Node) -> ir.Node | None:
 # An activation is only worth a line where it still runs.
 _ACTIVATIONS = ("Relu", "Clip")
 _FUSIBLE = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Add", "Sum", "QuantizeLinear")
-
-
-def _constant_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
-def _optimised(model: ir.Model, int8_kernels: bool) -> ir.Model:
-    """The runtime's graph of the model, every name made from ``@number@`` of the node in :func:`_nodes`."""
-    copy = model.clone()
-    for i, node in enumerate(_nodes(copy)):
-        node.name = f"@{i}@"
-        for k, value in enumerate(node.outputs):
-            if value.name:
-                value.name = f"@{i}@{k}"
-    with tempfile.TemporaryDirectory() as folder:
-        dump = Path(folder) / "optimised.onnx"
-        open_session(copy, optimize="all", dump=dump, int8_kernels=int8_kernels)
-        optimised = ir.load(dump)
-        for value in optimised.graph.initializers.values():
-            value.const_value = None  # external data of the dump goes with the folder
-    return optimised
 
 
 class _Kernels:
@@ -158,8 +122,8 @@ class _Kernels:
 
     @staticmethod
     def _note(table: dict[int, ir.Node], text: str, node: ir.Node) -> None:
-        for token in _TOKEN.findall(text):
-            table.setdefault(int(token), node)
+        for token in tokens(text):
+            table.setdefault(token.node, node)
 
     def of(self, number: int) -> ir.Node | None:
         """The kernel made from that node."""
@@ -195,7 +159,3 @@ _MOVING = (
     "Expand",
     "Tile",
 )
-
-
-def _kernel_name(kernel: ir.Node) -> str:
-    return f"{kernel.op_type} (NCHWc)" if kernel.domain == "com.microsoft.nchwc" else kernel.op_type

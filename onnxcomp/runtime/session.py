@@ -10,7 +10,7 @@ import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -18,19 +18,12 @@ from numpy.typing import NDArray
 
 from onnxcomp import modelio
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.runtime.settings import INT8_KERNELS, Optimize, SessionSettings
 
-__all__ = ["Optimize", "input_names", "open_session", "output_names", "run"]
-
-Optimize = Literal["all", "extended", "basic", "off"]
+__all__ = ["input_names", "open_session", "open_with", "output_names", "run"]
 
 _state: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # a binary without stubs
 
-_LEVELS = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 # ORT's exceptions share no base but Exception.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.EPFail,
@@ -62,12 +55,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open a session on the CPU.
 
-    Worker threads spin while a run lasts, as they do in deployment, but stop when it ends: an idle session must not
-    disturb the one that is measured next.
-
     Args:
-        model: A model, its serialized bytes, or a path. A model over 256 MB travels through a
-            temporary file.
+        model: A model, its serialized bytes, or a path. A model over 256 MB travels through a temporary file.
         threads: Intra-op threads; inter-op is always 1.
         optimize: How far ORT rewrites the graph at load.
         dump: Write ORT's optimised graph there.
@@ -78,27 +67,45 @@ def open_session(
     Raises:
         ModelError: ORT cannot load the model; the message carries ORT's own sentence.
     """
+    entries = INT8_KERNELS if int8_kernels else ()
+    settings = SessionSettings(threads, optimization=optimize, entries=entries, arena=arena)
+    return open_with(model, settings, dump=dump)
+
+
+def open_with(
+    model: ir.Model | bytes | str | Path,
+    settings: SessionSettings,
+    *,
+    dump: Path | None = None,
+    trace: Path | None = None,
+) -> ort.InferenceSession:
+    """Open a session with settings.
+
+    Args:
+        model: A model, its serialized bytes, or a path, as for :func:`open_session`.
+        settings: Threads, provider and the like.
+        dump: Write ORT's optimised graph there.
+        trace: Let ORT's profiler record every run; its file begins with that path, and `end_profiling` names it.
+
+    Raises:
+        ModelError: ORT cannot load the model; the message carries ORT's own sentence.
+    """
     ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = _LEVELS[optimize]
-    options.enable_cpu_mem_arena = arena
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if int8_kernels:
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options = settings.options()
     if dump is not None:
         options.optimized_model_filepath = str(dump)
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     if isinstance(model, ir.Model):
         if _constant_bytes(model) > _IN_MEMORY_LIMIT:
-            return _open_large(model, options)
-        return _open(modelio.to_bytes(model), options, model.graph.name or "model")
+            return _open_large(model, options, settings.providers)
+        return _open(modelio.to_bytes(model), options, settings.providers, model.graph.name or "model")
     if isinstance(model, bytes):
-        return _open(model, options, "model")
+        return _open(model, options, settings.providers, "model")
     if not Path(model).is_file():
         raise ModelError(f"no such file: {model}")
-    return _open(str(model), options, str(model))
+    return _open(str(model), options, settings.providers, str(model))
 
 
 def run(
@@ -140,24 +147,24 @@ def output_names(session: ort.InferenceSession) -> list[str]:
     return [str(value.name) for value in session.get_outputs()]
 
 
-def _open(model: bytes | str, options: Any, what: str) -> ort.InferenceSession:
+def _constant_bytes(model: ir.Model) -> int:
+    values = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in values if tensor is not None)
+
+
+def _open(model: bytes | str, options: Any, providers: list[str], what: str) -> ort.InferenceSession:
     try:
         # Without fallback ORT raises at once instead of printing to stdout and trying again.
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=False)
+        return ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
     except _ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {what}: {_sentence(error)}") from error
 
 
-def _open_large(model: ir.Model, options: Any) -> ort.InferenceSession:
+def _open_large(model: ir.Model, options: Any, providers: list[str]) -> ort.InferenceSession:
     with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         modelio.save(model, path)
-        return _open(str(path), options, model.graph.name or "model")
-
-
-def _constant_bytes(model: ir.Model) -> int:
-    values = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in values if tensor is not None)
+        return _open(str(path), options, providers, model.graph.name or "model")
 
 
 def _sentence(error: Exception) -> str:

@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxcomp.runtime import fusion
 from onnxcomp.runtime.fusion import NodeFate, fusion_proof
 
 HEAD = """<ir_version: 9, opset_import: ["": 17]>
@@ -116,9 +115,3 @@ def test_bodies_are_looked_into() -> None:
 
 def test_models_without_anything_to_quantize_have_no_fates() -> None:
     assert fates("y = Relu(x)") == {}
-
-
-def test_models_too_large_to_dump_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "_DUMP_LIMIT", 100)
-    conv = fates("[conv] y = Conv(x, f)")["conv"]
-    assert "over 2 GB" in conv.reason
