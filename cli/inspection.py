@@ -60,7 +60,7 @@ def inspect(
     """
     from onnxcomp import modelio
     from onnxcomp.cli.inspectiontables import print_inspection
-    from onnxcomp.inspection import count_layers, inspect_model
+    from onnxcomp.inspection import inspect_model
     from onnxcomp.intake import checked_model
     from onnxcomp.report.schema import plain
 
@@ -71,8 +71,9 @@ def inspect(
     asked = _everything(quiet) if wanted in (None, _ALL) else _named(wanted or "")
     loaded = modelio.load(path) if data is None else checked_model(path)
     feeds = _prepared(loaded, data, preprocess, shapes)
-    with talk.progress_bar(count_layers(loaded), quiet) as progress:
-        inspection = inspect_model(loaded, asked, target, propose=wanted is not None, data=feeds, progress=progress)
+    with talk.progress_bar(1, quiet) as stage:
+        stage("inspect")
+        inspection = inspect_model(loaded, asked, target, propose=wanted is not None, data=feeds)
     if wanted not in (None, _ALL) and asked.keys() == inspection.refusals.keys():
         raise InputError("; ".join(inspection.refusals.values()))
     file_bytes = modelio.file_bytes(path)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -15,38 +13,29 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp import modelio
-from onnxcomp.backoff import Outcome, Relief, within_budget
+from onnxcomp.assessment import delivered, not_slower, qualities, snapshot
+from onnxcomp.backoff import within_budget
 from onnxcomp.budget import Budget
 from onnxcomp.calibration.statsfile import Statistics, load_statistics
-from onnxcomp.contract import Context, Objective, Override, Pass, PassReport, SitePass
+from onnxcomp.contract import Context, Objective, Override, Pass, SitePass
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Preprocess
-from onnxcomp.delivery import deliveries
-from onnxcomp.errors import InputError, ModelError
-from onnxcomp.evaluate import Quality, evaluate
+from onnxcomp.errors import InputError
 from onnxcomp.globs import idle_globs
 from onnxcomp.graph.fold import Log, canonicalise
 from onnxcomp.intake import DataOptions, Intake, take_in
 from onnxcomp.legality.verdict import judge
-from onnxcomp.options import spec_of
-from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, Snapshot, in_vain, lowest_speed, time_models
+from onnxcomp.pipeline import Choices, PipelineReport, Plan, Progress, in_vain
 from onnxcomp.quantize.lean import lean
+from onnxcomp.record import EARLIER, RECIPE, VERSION, recipe_of, stamp
 from onnxcomp.registry import build_pipeline
 from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
-from onnxcomp.runtime.timing import Speedup
 from onnxcomp.runtime.timingcache import open_timings
 from onnxcomp.storage.zeros import stored
 from onnxcomp.targets.target import load_target
 
 __all__ = ["EARLIER", "RECIPE", "VERSION", "Result", "optimize"]
-
-RECIPE = "onnxcomp.recipe"
-VERSION = "onnxcomp.version"
-EARLIER = "onnxcomp.recipe.earlier"
-
-# Without evaluation data the outputs are compared on this many calibration samples.
-_COMPARED = 256
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,7 @@ def optimize(
     require_data: bool = False,
     replay: Sequence[Choices] | None = None,
     timing_cache: str | Path | None = None,
+    layers: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Compress a model.
@@ -113,6 +103,7 @@ def optimize(
         replay: The choices of an earlier run, a mapping a pass; nothing is timed.
         timing_cache: A JSON file of the times of candidates, read before and added to after the run, even one that
             fails; made where there is none. None: what was timed is forgotten.
+        layers: Whether the report says of every layer what it costs, takes and errs, which takes a few seconds.
         progress: Called with a line whenever a stage starts.
 
     Returns:
@@ -158,13 +149,14 @@ def optimize(
         plan = replace(plan, passes=outcome.passes or plan.passes)
         outcome = replace(outcome, model=stored(outcome.model, aim))  # all that follows is told of the written file
         tell("measure")
-        outcome, speedup = _not_slower(intake.model, start, outcome, context, replay is not None, chosen)
+        outcome, speedup = not_slower(intake.model, start, outcome, context, replay is not None, chosen)
+    tell("evaluate")
     fates = fusion_proof(outcome.model) if aim.host else ()
     verdict = judge(intake.model, outcome.model, aim, fates if aim.host else None)
-    before, after, warnings = _qualities(intake, outcome.model)
+    before, after, warnings = qualities(intake, outcome.model)
     report = PipelineReport(
         version=version("onnxcomp"),
-        recipe=_recipe(
+        recipe=recipe_of(
             plan,
             outcome.reliefs,
             target=target,
@@ -185,8 +177,8 @@ def optimize(
         synthetic=intake.data is None and statistics is None,
         folded=log.lines,
         steps=outcome.steps,
-        before=replace(_snapshot(intake.model, before), cost=model_cost(start)),
-        after=_snapshot(outcome.model, after),
+        before=replace(snapshot(intake.model, before), cost=model_cost(start)),
+        after=snapshot(outcome.model, after),
         speedup=speedup,
         fates=fates,
         warnings=(
@@ -199,27 +191,16 @@ def optimize(
             *verdict.warnings,
         ),
         failures=(*outcome.failures, *verdict.failures),
+        model=subject_of(intake.model, str(model) if isinstance(model, str | Path) else None),
+        layers=layers_of(start, outcome) if layers else (),
     )
-    _stamp(outcome.model, report, plan)
+    stamp(outcome.model, report, plan)
     lean(outcome.model)
     written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))
     report = replace(report, after=written)
     if any(p.saves == "bytes" and s.kept and s.report.changes for p, s in zip(chosen, outcome.steps, strict=True)):
-        report = _delivered(intake.model, outcome.model, report, threads, timed=aim.host and replay is None)
+        report = delivered(intake.model, outcome.model, report, threads, timed=aim.host and replay is None)
     return Result(outcome.model, report)
-
-
-def _delivered(
-    before: ir.Model, after: ir.Model, report: PipelineReport, threads: int, *, timed: bool
-) -> PipelineReport:
-    """The report with what both models take to deliver."""
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
-        old, new = deliveries((before, after), Path(folder), threads=threads, timed=timed)
-    return replace(
-        report,
-        before=replace(report.before, transfer=old.transfer, load_ms=old.load_ms),
-        after=replace(report.after, transfer=new.transfer, load_ms=new.load_ms),
-    )
 
 
 def _check_statistics(statistics: Statistics, start: ir.Model, source: str) -> None:
@@ -251,98 +232,3 @@ def _silent(line: str) -> None:
 def _passes(passes: str | Sequence[Pass | str]) -> tuple[Pass, ...]:
     items = [passes] if isinstance(passes, str) else passes
     return tuple(p for item in items for p in ((item,) if isinstance(item, Pass) else build_pipeline(item)))
-
-
-def _not_slower(
-    original: ir.Model, start: ir.Model, outcome: Outcome, context: Context, replayed: bool, passes: Sequence[Pass]
-) -> tuple[Outcome, Speedup | None]:
-    """Time the result against the input; where it is slower after all, give back everything."""
-    if replayed or not any(step.kept and step.report.changes for step in outcome.steps):
-        return outcome, None
-    floor = lowest_speed(passes, [step.report if step.kept else PassReport() for step in outcome.steps])
-    speedup = time_models(original, outcome.model, context)
-    if speedup is None or speedup.high >= floor:
-        return outcome, speedup
-    why = f"slower: the result runs at {speedup.ratio:.2f}x of the input's speed"
-    steps = tuple(replace(step, kept=False, why=why) if step.kept else step for step in outcome.steps)
-    return replace(outcome, model=start.clone(), steps=steps), None
-
-
-def _qualities(intake: Intake, final: ir.Model) -> tuple[Quality | None, Quality | None, list[str]]:
-    """Measure the input and the result on the evaluation data, or compare their outputs on calibration data."""
-    if intake.scored is None and intake.data is None:
-        return None, None, []
-    before = None
-    try:
-        if intake.scored is None:
-            assert intake.data is not None
-            after = evaluate(final, intake.data, intake.model, limit=_COMPARED)
-        else:
-            before = evaluate(intake.model, intake.scored)
-            after = evaluate(final, intake.scored, intake.model)
-    except ModelError as error:
-        return before, None, [f"the outputs could not be compared: {error}"]
-    return before, after, _alarms(after)
-
-
-def _alarms(quality: Quality) -> list[str]:
-    worst = min(quality.sqnr.values(), default=float("inf"))
-    if worst >= Budget.GARBAGE_DB:
-        return []
-    return [
-        f"the outputs are far from the original's (SQNR {worst:.1f} dB); what was asked for costs this model too much"
-    ]
-
-
-def _snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
-    return Snapshot(model_cost(model), modelio.serialized_bytes(model), model.graph.num_nodes(), quality)
-
-
-def _recipe(plan: Plan, reliefs: Sequence[Relief], **fields: object) -> dict[str, object]:
-    """The recipe as plain data, without what is not set.
-
-    ``layers`` holds the overrides, a mapping a pass; a site that was given back to hold the budget is left alone there,
-    and one that got milder options for it has them there.
-    """
-    recipe = {key: value for key, value in fields.items() if value not in (None, [], {})}
-    layers: list[dict[str, object]] = [{} for _ in plan.passes]
-    for own, entry in zip(plan.overrides, layers, strict=False):
-        entry.update({o.match: None if o.options is None else dict(o.options) for o in own})
-    for relief in reliefs:
-        entry, key = layers[relief.position], escape(relief.site)
-        entry.pop(key, None)  # the last match wins, so it has to come last
-        entry[key] = None if relief.options is None else dict(relief.options)
-    if any(layers):
-        recipe["layers"] = layers
-    return {"passes": [spec_of(p) for p in plan.passes], **recipe}
-
-
-def _stamp(model: ir.Model, report: PipelineReport, plan: Plan) -> None:
-    """Write the recipe with its resolved choices into the model's metadata, so that the file says how it was made.
-
-    Paths of data stay out: they mean nothing where the model goes. A run that changed nothing leaves the recipe of an
-    earlier one; otherwise the earlier one is kept beside the new.
-    """
-    earlier = model.metadata_props.get(RECIPE)
-    if earlier is not None:
-        if not any(step.kept and step.report.changes for step in report.steps):
-            return
-        model.metadata_props[EARLIER] = earlier
-    recipe = {k: v for k, v in report.recipe.items() if k not in ("data", "eval", "stats")}
-    model.metadata_props[VERSION] = report.version
-    model.metadata_props[RECIPE] = json.dumps(
-        {**recipe, "choices": _brief(report.choices, plan, report.recipe)}, sort_keys=True, separators=(",", ":")
-    )
-
-
-def _brief(choices: Sequence[Choices], plan: Plan, recipe: Mapping[str, object]) -> list[dict[str, dict[str, object]]]:
-    """The choices without what the pass itself says; where the recipe has options for layers, all of it."""
-    layers = recipe.get("layers")
-    own = layers if isinstance(layers, list) else [{}] * len(plan.passes)
-    return [
-        {
-            site: {k: v for k, v in choice.items() if some or not hasattr(item, k) or getattr(item, k) != v}
-            for site, choice in sites.items()
-        }
-        for item, some, sites in zip(plan.passes, own, choices, strict=True)
-    ]

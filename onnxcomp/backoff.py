@@ -4,6 +4,7 @@ get milder options, and then are given back, until it holds; no more of them tha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -22,6 +23,8 @@ from onnxcomp.pipeline import Plan, Step, run_passes
 from onnxcomp.prefix import least_prefix
 
 __all__ = ["Outcome", "Relief", "within_budget"]
+
+_log = logging.getLogger(__name__)
 
 # Enough to tell garbage from a good model.
 _PROBED = 128
@@ -167,6 +170,8 @@ class _Trials:
         outcome = Outcome(*run_passes(self._start, plan, self.context))
         quality = self._judge.quality(outcome.model)
         failures = self._judge.failures(quality)
+        held = f"fails: {'; '.join(failures)}" if failures else "holds"
+        _log.info("the budget with %d of %d layers relieved: %s", number, len(self._reliefs), held)
         # Of those that hold only the least is wanted, of the others only what to go on from.
         self._seen = {n: seen for n, seen in self._seen.items() if n < number or failures}
         if not failures or number == len(self._reliefs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
+from onnxcomp import progress
 from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.calibration.sweep import Sweep
 from onnxcomp.contract import Candidate, Change, Context, Override, PassReport, SitePass, Skip, Value
@@ -23,6 +25,8 @@ from onnxcomp.options import replace_options
 from onnxcomp.runtime.sitebench import chain_speedups
 
 __all__ = ["PAYS", "overridden", "run_site_pass"]
+
+_log = logging.getLogger(__name__)
 
 PAYS = 1 / 0.9
 """A candidate is kept under ``latency`` when the site takes less than 0.9 of its time."""
@@ -49,11 +53,13 @@ def run_site_pass(site_pass: SitePass, model: ir.Model, context: Context) -> Pas
     for variant in variants:
         variant.requires(model, context)
     with _sweep(variants, model, context) as sweep:
-        for site in list(weighted_sites(model, site_pass.kinds)):
+        for site in progress.each(list(weighted_sites(model, site_pass.kinds)), "layers"):
             outcome = site if isinstance(site, Skip) else _visit(site_pass, site, model, sweep, context, taken)
             if isinstance(outcome, Skip):
+                _log.debug("%s leaves %s alone: %s", site_pass.name, outcome.site, outcome.reason)
                 skips.append(outcome)
             else:
+                _log.debug("%s: %s becomes %s", site_pass.name, outcome.site, outcome.summary)
                 changes.append(outcome)
     if changes:
         infer_shapes(model)
@@ -157,7 +163,7 @@ def _grams(
     sweep.advance(site)
     samples = 0 if context.data is None else len(context.data)
     original, compressed = (site_gram(site, samples, context.seed, configured.wants_patches()) for _ in range(2))
-    for before, after, target in sweep.batches(site):
+    for before, after, target in progress.each(sweep.batches(site), site.name):
         wanted = rows_of(site, target)
         if after is before or not once:
             original.update(rows_of(site, before), wanted)

@@ -89,7 +89,7 @@ def evaluate(
     if missing:
         raise ModelError(f"the model has no output '{missing[0]}', which the one that it is compared with has")
     tally = _Tally(feeds.labels)
-    for feed in feeds.batches(limit):
+    for feed in feeds.watched("evaluate", limit):
         outputs = dict(zip(names, run(session, feed, names), strict=True))
         wanted = None if reference is None else dict(zip(names, run(reference, feed, names), strict=True))
         tally.add(batch_rows(feed, feeds.inputs), outputs, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from onnxcomp.graph.fold import fold
 from onnxcomp.proposals import Answers, ask_all, refusals_of
 from onnxcomp.targets.target import load_target
 
-__all__ = ["Inspection", "Layer", "count_layers", "inspect_model"]
+__all__ = ["Inspection", "Layer", "inspect_model"]
 
 _LAYERS = (
     "Conv", "ConvTranspose", "Gemm", "MatMul",
@@ -101,7 +101,6 @@ def inspect_model(
     *,
     propose: bool = False,
     data: Feeds | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Inspection:
     """Inspect a model; nothing is timed and nothing is written.
 
@@ -111,7 +110,6 @@ def inspect_model(
         target: The runtime that the passes are asked for.
         propose: Whether to ask each pass on single sites what it would make of each layer; else only which it refuses.
         data: Samples on whose layer outputs errors are predicted; without any, errors are of the weights.
-        progress: Called with the name of each layer before passes are asked about it.
     """
     canonical = model.clone()
     folded = fold(canonical)
@@ -125,7 +123,7 @@ def inspect_model(
             refusals.update({spec: reason} if reason else {})
         asked = {s: item for s, item in passes.items() if s not in refusals and isinstance(item, SitePass)}
         answers = {name: Answers(refusals=reasons) for name, reasons in refusals_of(canonical, asked).items()}
-        by_node = dict(ask_all(canonical, asked, context, propose=propose, progress=progress))
+        by_node = dict(ask_all(canonical, asked, context, propose=propose))
     cost = model_cost(model)
     layers = (node for node in canonical.graph.all_nodes() if node.op_type in _LAYERS)
     return Inspection(
@@ -145,11 +143,6 @@ def inspect_model(
         refusals=refusals,
         whole=tuple(s for s, item in passes.items() if s not in refusals and not isinstance(item, SitePass)),
     )
-
-
-def count_layers(model: ir.Model) -> int:
-    """Number of weighted nodes, about."""
-    return sum(node.op_type in _LAYERS for node in model.graph.all_nodes())
 
 
 def _no_run(item: Pass, model: ir.Model, context: Context) -> str:

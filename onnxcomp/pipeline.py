@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +15,13 @@ from onnxcomp.cost import Cost, model_cost
 from onnxcomp.errors import InputError, PassError
 from onnxcomp.evaluate import Quality
 from onnxcomp.graph.earlier import earlier_maker
+from onnxcomp.layerwise import Layer
 from onnxcomp.modelio import serialized_bytes
 from onnxcomp.options import spec_of
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup, paired
 from onnxcomp.storage.zeros import stored
+from onnxcomp.subject import Subject
 from onnxcomp.verify import check_outputs, check_structure
 
 __all__ = [
@@ -34,6 +37,8 @@ __all__ = [
     "time_models",
 ]
 
+_log = logging.getLogger(__name__)
+
 Progress = Callable[[str], None]
 Choices = Mapping[str, Mapping[str, Value]]
 
@@ -41,6 +46,8 @@ Choices = Mapping[str, Mapping[str, Value]]
 _BYTES_MAY_COST = 0.98
 # Width of the interval of a whole model's speed, where it leaves no doubt which one is faster.
 _DECIDED = 0.03
+# Layers that are named in a line of the log.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Snapshot:
         quality: Its accuracy; None where nothing was measured.
         transfer: Bytes of the file, deflated; None where no pass that saves bytes was kept.
         load_ms: Time to load it, milliseconds; None where that was not timed.
+        operators: How many nodes of the main graph each operator has.
     """
 
     cost: Cost
@@ -87,6 +95,7 @@ class Snapshot:
     quality: Quality | None = None
     transfer: int | None = None
     load_ms: float | None = None
+    operators: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class PipelineReport:
         fates: What the runtime does with each node of the result.
         warnings: What the user should know.
         failures: Limits that do not hold; empty where all hold.
+        model: What came in.
+        layers: What became of every layer; empty where nobody asked.
     """
 
     version: str
@@ -120,6 +131,8 @@ class PipelineReport:
     fates: tuple[NodeFate, ...] = ()
     warnings: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    model: Subject = field(default_factory=Subject)
+    layers: tuple[Layer, ...] = ()
 
     @property
     def choices(self) -> tuple[Choices, ...]:
@@ -220,7 +233,21 @@ def _run_one(item: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, S
             speedup, why = _judge(item, report, trial, model, context)
     kept = not why
     step = Step(spec_of(item), report, kept, why, before, after, speedup, time.perf_counter() - started)
+    _tell(step)
     return (trial if kept else model), step
+
+
+def _tell(step: Step) -> None:
+    """Log what came of a pass, and why it left layers alone."""
+    verdict = "kept" if step.kept else f"rolled back ({step.why})"
+    counts = f"{len(step.report.changes)} layers changed, {len(step.report.skips)} left alone"
+    _log.info("%s: %s, %s, in %.1f s", step.spec, verdict, counts, step.seconds)
+    by_reason: dict[str, list[str]] = {}
+    for skip in step.report.skips:
+        by_reason.setdefault(skip.reason, []).append(skip.site)
+    for reason, sites in by_reason.items():
+        more = f" and {len(sites) - _NAMED} more" if len(sites) > _NAMED else ""
+        _log.info("%s leaves alone %s%s: %s", step.spec, ", ".join(sites[:_NAMED]), more, reason)
 
 
 def _verify(trial: ir.Model, model: ir.Model, context: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp import progress
 from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
 from onnxcomp.calibration.gram import PatchGram, site_gram
 from onnxcomp.contract import Candidate, Context, SitePass, Skip, Value
@@ -107,7 +108,6 @@ def ask_all(
     context: Context,
     *,
     propose: bool,
-    progress: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[ir.Node, Answers]]:
     """Ask passes about every site of a model, in topological order; one site is in memory at a time.
 
@@ -117,16 +117,13 @@ def ask_all(
         context: The context of the run that is looked ahead to. With ``context.data`` errors are of the layers'
             outputs, given the inputs that the original model produces; in a run, layers follow compressed ones.
         propose: Whether passes that do not refuse a site are asked what they would make of it, which takes a while.
-        progress: Called with the name of each site before it is asked about.
     """
     kinds = tuple(dict.fromkeys(kind for item in passes.values() for kind in item.kinds))
     walk = _Walk(model, kinds, context)
     with closing(walk):
-        for site in weighted_sites(model, kinds):
-            if isinstance(site, Skip):
-                continue
-            if progress:
-                progress(site.name)
+        sites = (site for site in weighted_sites(model, kinds) if isinstance(site, Site))
+        about = sum(node.op_type in kinds for node in model.graph)
+        for site in progress.each(sites, "ask about layers", about):
             yield site.node, _ask(site, passes, walk, context, propose=propose)
 
 

@@ -39,7 +39,7 @@ def compare_versions(
     base = Tap(model, wanted, threads=threads)
     taps = {site: Tap(other, wanted, threads=threads) for site, other in others.items()}
     tallies = {site: _Tally(wanted) for site in others}
-    for feed in feeds.batches(limit):
+    for feed in feeds.watched("run", limit):
         rows, outputs = batch_rows(feed, feeds.inputs), base.read(feed)
         for site, tap in taps.items():
             tallies[site].add(rows, outputs, tap.read(feed), feeds.labels)

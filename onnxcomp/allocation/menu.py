@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxcomp import progress
 from onnxcomp.allocation.problem import key_of
 from onnxcomp.allocation.scoring import Scored, SiteScores
 from onnxcomp.allocation.sensitivity import Response
@@ -71,7 +72,10 @@ def make_menus(
 
     A candidate that does not pay in time is out. Where nothing was measured of a site, its error is the model's.
     """
-    return [_menu(own, responses.get(key_of(own.site), Response()), opset, context) for own in scores]
+    return [
+        _menu(own, responses.get(key_of(own.site), Response()), opset, context)
+        for own in progress.each(scores, "weigh candidates")
+    ]
 
 
 def _menu(own: SiteScores, response: Response, opset: int, context: Context) -> SiteMenu:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from onnxcomp import progress
 from onnxcomp.allocation.grams import grams_of
 from onnxcomp.allocation.offering import Offering
 from onnxcomp.allocation.probe import Probe, make_probes
@@ -99,7 +100,8 @@ def score_sites(
     with threadpool_limits(1):  # the tasks fill the cores; results do not depend on their number
         pool = executor or ThreadPoolExecutor(workers)
         try:
-            return list(_in_turn(_tasks(model, sites, forms, context, step, pool), workers))
+            tasks = _in_turn(_tasks(model, sites, forms, context, step, pool), workers)
+            return list(progress.each(tasks, "score layers", len(sites)))
         finally:
             if executor is None:
                 pool.shutdown(cancel_futures=True)

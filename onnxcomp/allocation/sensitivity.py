@@ -9,6 +9,7 @@ from math import exp, isfinite, log
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp import progress
 from onnxcomp.allocation.probe import Probe, probed_weight
 from onnxcomp.allocation.problem import key_of, problems_of
 from onnxcomp.allocation.scoring import SiteScores
@@ -61,8 +62,7 @@ def sensitivities(model: ir.Model, scores: Sequence[SiteScores], context: Contex
     affordable = _MACS // max(1, (cost.macs or cost.parameters) * len(probes))
     limit = int(min(_SAMPLES, max(affordable, 1)))
     found: dict[str, list[tuple[float, float]]] = {}
-    for start in range(0, len(probes), _AT_ONCE):
-        some = probes[start : start + _AT_ONCE]
+    for some in progress.each([probes[i : i + _AT_ONCE] for i in range(0, len(probes), _AT_ONCE)], "probe layers"):
         versions = {str(i): _probed(model, *pair) for i, pair in enumerate(some)}
         measured = compare_versions(model, versions, feeds, limit, context.threads)
         for (site, probe), own in zip(some, measured, strict=True):

@@ -49,7 +49,7 @@ def pieces(tap: Tap, names: Sequence[str], feeds: Feeds, limit: int | None) -> I
     rows = None
     seen = False
     first = 0
-    for number, feed in enumerate(feeds.batches(limit)):
+    for number, feed in enumerate(feeds.watched("calibrate", limit)):
         seen = True
         if not feeds.divisible(feed):
             yield Piece(number, first, feed)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.data import Feeds
 from onnxcomp.runtime.session import input_names, open_session, run
 
@@ -137,10 +138,10 @@ class Frontier:
         """Yield the named values a batch at a time; the data are read only where one of their inputs is among them."""
         stores = {name: self._kept[name] for name in names if name not in self.inputs}
         if stores and len(stores) == len(names):
-            for index in range(len(next(iter(stores.values())).batches)):
+            for index in progress.each(range(len(next(iter(stores.values())).batches)), "run"):
                 yield {name: store.get(index) for name, store in stores.items()}
             return
-        for index, feed in enumerate(self._feeds.batches(self._limit)):
+        for index, feed in enumerate(self._feeds.watched("run", self._limit)):
             yield {name: stores[name].get(index) if name in stores else feed[name] for name in names}
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,13 @@ def _batches(model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, 
 
 def _ahead(batches: Iterator[Item]) -> Iterator[Item]:
     """Run the model on the next batch while the last one is counted; one batch more is held in memory."""
+    heard = copy_context()  # who listens to this thread listens to that one
+
+    def step() -> Item | None:
+        return heard.run(next, batches, None)
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, batches, None)
+        coming = pool.submit(step)
         while (item := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
+            coming = pool.submit(step)
             yield item

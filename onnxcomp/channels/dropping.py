@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.calibration.frontier import Frontier, lifetimes
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.contract import Context
@@ -65,8 +66,7 @@ def score_blocks(model: ir.Model, blocks: Sequence[Block], context: Context) -> 
     limit = int(min(_SAMPLES, max(affordable, 1)))
     adaptors = _adaptors(model, blocks, feeds, context)
     scores: list[float] = []
-    for start in range(0, len(blocks), _AT_ONCE):
-        some = blocks[start : start + _AT_ONCE]
+    for some in progress.each([blocks[i : i + _AT_ONCE] for i in range(0, len(blocks), _AT_ONCE)], "try blocks"):
         versions = {str(i): _adapted(model, block, *next(adaptors)) for i, block in enumerate(some)}
         scores += [own.error for own in compare_versions(model, versions, feeds, limit, context.threads)]
     return scores

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.allocation.deciding import Aim, settle
 from onnxcomp.allocation.menu import Choice, SiteMenu
 from onnxcomp.allocation.problem import key_of
@@ -137,7 +138,8 @@ class Planner:
         blocks = _apart(self._droppable(model)) if self.drop and gives_floats(model) else ()
         timed = context.objective == "latency" and context.target.host
         opset = model.opset_imports.get("", 17)
-        times = {node: _time(site, opset, context) if timed else None for node, site in sites.items()}
+        layers = progress.each(list(sites.items()), "time layers") if timed else sites.items()
+        times = {node: _time(site, opset, context) if timed else None for node, site in layers}
         offered = scores.groups if self.prune else ()
         step = rank_step(context)
         counts = tuple(_bearable(own, counts_of(own.size, step)) for own in offered)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp import progress
 from onnxcomp.allocation.offering import Offering
 from onnxcomp.allocation.problem import key_of, problems_of
 from onnxcomp.calibration.beside import Beside, Kept
@@ -87,7 +88,7 @@ def recover(
         original, model, kept or {}, context.data, context.workdir, kinds=_KINDS, rewritten=frozenset(walk.forms)
     )
     with closing(walked) as beside:
-        for site in sites:
+        for site in progress.each(sites, "refit layers"):
             key = key_of(site)  # of the node that is about to go
             fixed = site.geometry.transposed or too_wide(site) or beside.repeats(site)
             if context.excluded(site.name) or (fixed and key not in walk.forms):
@@ -140,7 +141,7 @@ class _Walk:
 def _gram(site: Site, beside: Beside, context: Context) -> PatchGram:
     assert context.data is not None
     gram = site_gram(site, len(context.data), context.seed)
-    for x, target in beside.batches(site):
+    for x, target in progress.each(beside.batches(site), site.name):
         gram.update(rows_of(site, x), rows_of(site, target))
         if gram.full:
             break
@@ -151,7 +152,7 @@ def _halves(site: Site, beside: Beside, context: Context) -> tuple[PatchGram, Pa
     """The Grams of every other sample and of those between."""
     assert context.data is not None
     halves = tuple(site_gram(site, -(-len(context.data) // 2), context.seed, part=0.5) for _ in range(2))
-    for index, (x, target) in enumerate(beside.batches(site)):
+    for index, (x, target) in enumerate(progress.each(beside.batches(site), site.name)):
         for number, gram in enumerate(halves):
             own = slice((number + index * len(x)) % 2, None, 2)
             gram.update(rows_of(site, x[own]), rows_of(site, target[own]))

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.allocation.grams import grams_of
 from onnxcomp.allocation.probe import make_probes
 from onnxcomp.allocation.problem import Problem, problems_of
@@ -111,7 +112,8 @@ def score_groups(
     found: list[GroupScores] = []
     probed: list[SiteScores] = []
     left = list(groups.groups)
-    for site, problems in _problems(model, [site for node, site in sites.items() if node in wanted], context):
+    readers = [site for node, site in sites.items() if node in wanted]
+    for site, problems in progress.each(_problems(model, readers, context), "score channels", len(readers)):
         held[site.node] = _Reader(site, _consumers(site, problems, groups.reads[site.node], images))
         if not site.geometry.transposed:
             probed.append(SiteScores(site, (), make_probes(problems), {}))

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.data.inputs import Batch, ModelInput
 from onnxcomp.errors import DataError
 
@@ -90,6 +91,14 @@ class Feeds(ABC):
             rows = batch_rows(batch, self.inputs)
             yield {k: v[:left] for k, v in batch.items()} if rows > left and self.divisible(batch) else batch
             left -= rows
+
+    def watched(self, task: str, limit: int | None = None) -> Iterator[Batch]:
+        """Yield :meth:`batches` as a task of that name, a step a sample (:mod:`onnxcomp.progress`)."""
+        total = len(self) if limit is None else min(limit, len(self))
+        with progress.task(task, total) as advance:
+            for batch in self.batches(limit):
+                yield batch
+                advance(batch_rows(batch, self.inputs))
 
     def first(self, count: int = 1) -> Batch:
         """Return one feed of the first `count` samples of one shape, repeated where there are fewer; for timing.

@@ -141,7 +141,7 @@ def _batches(
     """Values of the tensors, with feeds cut so that they stay small."""
     tap = Tap(model, names, threads=threads)
     rows = None
-    for feed in feeds.batches(samples):
+    for feed in feeds.watched("read channels", samples):
         free = all(given.shape != () and given.fixed_batch is None for given in feeds.inputs)
         if not free or len({array.shape[:1] for array in feed.values()}) != 1:
             yield tap.read(feed)

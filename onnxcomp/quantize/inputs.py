@@ -79,7 +79,7 @@ def spread_inputs(
     if not sites:
         return ()
     seen = {name: _Channels(site.channels_in) for name, site in sites.items()}
-    for feed in feeds.batches(limit):
+    for feed in feeds.watched("read inputs", limit):
         for name, channels in seen.items():
             channels.update(feed[name])
     spreads: list[Spread] = []

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcomp import progress
 from onnxcomp.calibration.frontier import Frontier, data_input, lifetimes
 from onnxcomp.calibration.gram import PatchGram
 from onnxcomp.calibration.sweep import alone
@@ -102,7 +103,7 @@ def refine(
     places = [{node: i for i, node in enumerate(m.graph)} for m in (original, model)]
     errors: dict[str, float] = {}
     try:
-        for twin in twins:
+        for twin in progress.each(twins, "round weights"):
             site = _site(twin.original)
             if site is None:
                 continue

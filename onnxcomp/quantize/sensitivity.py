@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from onnxcomp import progress
 from onnxcomp.contract import Context, Sensitivity
 from onnxcomp.cost import model_cost
 from onnxcomp.data import Feeds
@@ -60,8 +61,7 @@ def sensitivities(
     read, most = (feeds, _SAMPLES) if context.scored is None else (context.scored, _SCORED)
     limit = min(most, max(1, affordable))
     found: list[Sensitivity] = []
-    for start in range(0, len(sites), _AT_ONCE):
-        some = sites[start : start + _AT_ONCE]
+    for some in progress.each([sites[i : i + _AT_ONCE] for i in range(0, len(sites), _AT_ONCE)], "probe layers"):
         models = [_alone(model, placement, site, known, emit) for site in some]
         found += compare_versions(model, dict(zip(some, models, strict=True)), read, limit, context.threads)
     return tuple(sorted(found, key=lambda own: (-own.error, own.site)))

@@ -35,7 +35,7 @@ def output_errors(
     base, *taps = [Tap(m, names, threads=threads) for m in (model, *others)]
     signal = dict.fromkeys(names, 0.0)
     noise = [dict.fromkeys(names, 0.0) for _ in others]
-    for feed in feeds.batches(limit):
+    for feed in feeds.watched("try", limit):
         wanted = base.read(feed)
         for name in names:
             signal[name] += float(np.sum(np.square(wanted[name], dtype=np.float64)))

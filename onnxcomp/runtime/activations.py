@@ -39,7 +39,7 @@ def stream(
         DataError: The data do not fit the model.
     """
     tap = Tap(model, names, threads=threads)
-    for feed in feeds.batches(limit):
+    for feed in feeds.watched("read tensors", limit):
         yield tap.read(feed)
 
 

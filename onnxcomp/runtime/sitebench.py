@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
+from onnxcomp import progress
 from onnxcomp.contract import Context
 from onnxcomp.graph.edit import Link, add_initializer, replace_by_chain
 from onnxcomp.graph.sites import Site, static_shape
@@ -70,10 +71,12 @@ def time_chains(site: Site, chains: Sequence[Sequence[Link]], opset: int, contex
     keys = [chain_signature(chain) for chain in chains]
     new = {key: chain for key, chain in zip(keys, chains, strict=True) if key not in entry.ratios}
     if new or entry.ms is None:
-        bench = _Bench(site, opset, context)
-        for part in _parts(new, bench.copies) or [{}]:
-            entry.ratios.update(bench.ratios(part))
-        entry.ms = bench.ms if entry.ms is None else entry.ms
+        with progress.task(f"time {site.name}", len(new)) as advance:
+            bench = _Bench(site, opset, context)
+            for part in _parts(new, bench.copies) or [{}]:
+                entry.ratios.update(bench.ratios(part))
+                advance(len(part))
+            entry.ms = bench.ms if entry.ms is None else entry.ms
         context.timings.measured += len(new)
     return SiteTiming(entry.ms, tuple(entry.ratios[key] for key in keys))
 

@@ -23,6 +23,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from onnxcomp import progress
 from onnxcomp.runtime.session import input_names, open_session, run
 
 __all__ = ["SAMPLE_S", "Runnable", "Speedup", "interleaved", "median_interval", "paired", "time_many"]
@@ -184,13 +185,14 @@ def interleaved(
     repeats = [max(1, math.ceil(sample_s / _warm_up(call, warm_s, clock))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
-    with _no_gc():
+    with _no_gc(), progress.task("time", rounds) as advance:
         stop = wall() + budget_s
         while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and wall() < stop):
             column = [0.0] * len(calls)
             for k in order:
                 column[k] = _sample(calls[k], repeats[k], clock)
             columns.append(column)
+            advance()
             order.reverse()
             if len(columns) % _CHECK_EVERY == 0 and len(columns) > _MIN_ROUNDS and enough(np.array(columns).T):
                 break
