@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := out
 
-.PHONY: demo test check static wheel-test bench clean
+.PHONY: demo test check static docs wheel-test bench clean
 
 demo: $(VENV)/.ready
 	@mkdir -p $(OUT)
@@ -21,7 +21,12 @@ static: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: test static
+# The documentation site, into site/, and what a reader would find wrong with it; open site/index.html, no server is needed.
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	ONNXCOMP_SITE=site $(BIN)/pytest -q tests/test_site.py
+
+check: test static docs
 
 # Build the wheel and run the tests against it, installed in a clean environment, away from the checkout's packages.
 wheel-test: $(VENV)/.ready-dev
@@ -45,4 +50,4 @@ $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.ready-test $(VENV)/.ready
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OUT) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

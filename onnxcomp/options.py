@@ -23,6 +23,7 @@ from onnxcomp.spec import PassSpec, Source, render_value
 __all__ = [
     "Bounds",
     "Option",
+    "attribute_docs",
     "coerce",
     "describe",
     "did_you_mean",
@@ -113,7 +114,7 @@ def describe(pass_type: type[Pass]) -> tuple[Option, ...]:
     """Return every option of a pass, in the order of its fields; PassError where a field's hint is not supported."""
     helps: dict[str, str] = {}
     for base in reversed(pass_type.__mro__):  # what a pass inherits is told where it is declared
-        helps |= _attribute_docs(vars(base).get("__doc__") or "")
+        helps |= attribute_docs(vars(base).get("__doc__") or "")
     hints = _hints(pass_type)
     return tuple(
         Option(
@@ -303,7 +304,7 @@ def _render(value: Value | None) -> str:
     return "none" if value is None else render_value(value)
 
 
-def _attribute_docs(docstring: str) -> dict[str, str]:
+def attribute_docs(docstring: str) -> dict[str, str]:
     """Read the ``Attributes:`` section of a Google-style docstring."""
     found: dict[str, str] = {}
     current, indent, inside = "", -1, False

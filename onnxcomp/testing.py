@@ -77,7 +77,10 @@ def context(
     Args:
         workdir: An existing folder for spills, such as pytest's ``tmp_path``.
         target: Name of the runtime.
-        objective, data, stand_in, seed: As in :class:`onnxcomp.Context`.
+        objective: As in :class:`onnxcomp.Context`, and so are the others.
+        data: Calibration data.
+        stand_in: Whether they are made up.
+        seed: Seed of everything random.
     """
     return Context(load_target(target), workdir, objective, data, stand_in, seed)
 
