@@ -80,7 +80,7 @@ def optimize(
         raise click.UsageError("no output: give -o OUT", click.get_current_context())
     talk.check_folder(output, "-o")
     check_destination(output, load_target(recipe.target), ort_style)
-    result = _run(model, recipe, timing_cache, quiet)
+    result = _run(model, recipe, timing_cache, quiet, layers=bool(reports) or as_json)
     for warning in result.report.warnings:
         talk.warn(f"warning: {warning}", quiet)
     failures = result.report.failures
@@ -129,7 +129,7 @@ def _print_recipe(recipe: Recipe, as_json: bool) -> None:
         print(to_yaml(recipe), end="")
 
 
-def _run(model: str, recipe: Recipe, timing_cache: str | None, quiet: bool) -> Result:
+def _run(model: str, recipe: Recipe, timing_cache: str | None, quiet: bool, *, layers: bool) -> Result:
     import onnxcomp
     from onnxcomp.data import Preprocess
 
@@ -153,6 +153,7 @@ def _run(model: str, recipe: Recipe, timing_cache: str | None, quiet: bool) -> R
             require_data=recipe.require_data,
             replay=recipe.replay,
             timing_cache=timing_cache,
+            layers=layers,
             progress=progress,
         )
 

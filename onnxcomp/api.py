@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcomp import modelio
-from onnxcomp.assessment import delivered, not_slower, qualities, snapshot
+from onnxcomp.assessment import delivered, layers_of, not_slower, qualities, snapshot
 from onnxcomp.backoff import within_budget
 from onnxcomp.budget import Budget
 from onnxcomp.calibration.statsfile import Statistics, load_statistics
@@ -33,6 +33,7 @@ from onnxcomp.runtime.fusion import fusion_proof
 from onnxcomp.runtime.ortformat import save_as
 from onnxcomp.runtime.timingcache import open_timings
 from onnxcomp.storage.zeros import stored
+from onnxcomp.subject import subject_of
 from onnxcomp.targets.target import load_target
 
 __all__ = ["EARLIER", "RECIPE", "VERSION", "Result", "optimize"]

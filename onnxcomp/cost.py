@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Cost", "constant_behind", "model_cost", "node_macs", "stored_bytes"]
+__all__ = ["Cost", "constant_behind", "model_cost", "node_macs", "stored_bytes", "tensor_cost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,20 @@ def model_cost(model: ir.Model) -> Cost:
 
     MACs are None where the shape of a counted node is unknown.
     """
-    parameters = size = 0
+    total = Cost(0, 0, 0)
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
-            if (tensor := value.const_value) is not None:
-                parameters += tensor.size if tensor.dtype.is_floating_point() or tensor.dtype.itemsize <= 1 else 0
-                size += tensor.nbytes
+            total += tensor_cost(value.const_value)
     macs = [node_macs(node) for node in model.graph.all_nodes()]
-    return Cost(parameters, None if None in macs else sum(m for m in macs if m is not None), size)
+    return replace(total, macs=None if None in macs else sum(m for m in macs if m is not None))
+
+
+def tensor_cost(tensor: ir.TensorProtocol | None) -> Cost:
+    """Parameters and bytes of a constant; integers of more than 8 bits (shapes, axes) are no parameters."""
+    if tensor is None:
+        return Cost(0, 0, 0)
+    counts = tensor.dtype.is_floating_point() or tensor.dtype.itemsize <= 1
+    return Cost(tensor.size if counts else 0, 0, tensor.nbytes)
 
 
 def stored_bytes(array: NDArray[Any]) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
-__all__ = ["Bars", "Curve", "Figure"]
+__all__ = ["Bars", "Curve", "Figure", "Panels"]
+
+_LEAST = 2  # points that make a curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,16 @@ class Bars:
     series: tuple[tuple[str, tuple[float | None, ...]], ...]
     unit: str
     log: bool = False
+
+    def __post_init__(self) -> None:
+        if any(len(values) != len(self.labels) for _, values in self.series):
+            raise ValueError(f"bars: every series has one value for each of the {len(self.labels)} labels")
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is any bar."""
+        values = (value for _, own in self.series for value in own if value is not None)
+        return any(isfinite(value) and value != 0.0 for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +55,26 @@ class Curve:
     up: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def drawable(self) -> bool:
+        """Whether two points can be drawn at least."""
+        return sum(isfinite(x) and isfinite(y) and y > 0.0 for x, y in self.points) >= _LEAST
 
-Figure = Bars | Curve
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Several figures of bars over the same things, of which a reader sees one at a time.
+
+    Attributes:
+        figures: (name, bars); the names are what a reader chooses from.
+    """
+
+    figures: tuple[tuple[str, Bars], ...]
+
+    @property
+    def drawable(self) -> bool:
+        """Whether any of them can be drawn."""
+        return any(bars.drawable for _, bars in self.figures)
+
+
+Figure = Bars | Curve | Panels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from onnxcomp.report.text import printable
-from onnxcomp.report.view import Table, View
+from onnxcomp.report.view import Listing, Table, View
 
 __all__ = ["to_markdown"]
 
@@ -19,11 +19,12 @@ def to_markdown(shown: View, version: str) -> str:
     parts = [f"**{_escape(shown.headline)}**"]
     parts += [f"- **failed:** {_escape(line)}" for line in shown.failures]
     parts += [f"- warning: {_escape(line)}" for line in shown.warnings]
+    parts.append("\n".join(f"- {_escape(name)}: {_escape(value)}" for name, value in shown.facts))
     parts += [_table(table) for table in shown.tables]
-    if shown.notes:
-        parts.append("\n".join(f"- {_escape(note)}" for note in shown.notes))
+    parts += [_listing(listing) for listing in shown.listings]
+    parts.append("\n".join(f"- {_escape(note)}" for note in shown.notes))
     parts.append(f"Written by onnxcomp {_escape(version)}.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(table: Table) -> str:
@@ -31,6 +32,12 @@ def _table(table: Table) -> str:
     rows = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
     lines = [rows[0], rule, *rows[1:]]
     return f"## {_escape(table.title)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _listing(listing: Listing) -> str:
+    """As an indented block, which no text can end; folded, for it is long."""
+    lines = "\n".join(f"    {line}" for line in printable(listing.text).splitlines())
+    return f"<details><summary>{_escape(listing.title)}</summary>\n\n{lines}\n\n</details>"
 
 
 def _escape(text: str) -> str:

@@ -1,30 +1,7 @@
-"""One JSON schema for every report; tables, Markdown and HTML are renderings of it.
+"""The document of a run; its terminal tables, Markdown and HTML are renderings of it.
 
-``onnxcomp.report/1``::
-
-    schema, version       "onnxcomp.report/1", version of onnxcomp
-    headline              the first thing to know, in words: what happened to accuracy
-    data, synthetic       what calibrated the run; true where no real data was used
-    recipe                the resolved recipe and the choices of every site; ``--recipe report.json`` replays it
-    before, after         bytes (file and external data), nodes, parameters, macs or null, weight_bytes, quality;
-                          transfer (bytes once deflated), load_ms: null where no pass that saves bytes was kept
-      quality             null, or samples, top1, top5, agreement (or null), sqnr (dB by output), cosine (by output)
-    speedup               ratio, low, high (95 % interval), base_ms, other_ms, rounds; null where nothing was timed
-    folded                what canonicalisation changed
-    steps                 spec, kept, why, seconds, speedup, before, after, notes,
-                          changes: site, summary, before, after, error, speedup, choice, facts, milder
-                          skips: site, reason
-                          sensitivity: site, error, sqnr (dB), kl (nats) or null, drop_points or null, samples;
-                          worst first, sites that were given back too; empty where it was not measured
-                          offers: site, form, macs or null, parameters, bytes, time (relative to the site's) or null,
-                          site_ms or null, error, loss, chosen, why (it was out; empty where it was not);
-                          what an allocator chose from, else empty
-                          frontier: macs or null, bytes, time_ms or null, loss, chosen; by rising loss, of the
-                          layers that were chosen for; the first point leaves them as they are; empty as offers
-    fates                 node, op_type, kernel, integer, reason: what the runtime does with each node of the result
-    warnings, failures    what to know; limits that do not hold
-
-Numbers that JSON does not have are the texts ``inf``, ``-inf`` and ``nan``: an SQNR is ``inf`` where outputs are equal.
+``report/schemas/report-2.schema.json`` says what every key means. Numbers that JSON does not have are the texts
+``inf``, ``-inf`` and ``nan``: an SQNR is ``inf`` where outputs are equal.
 """
 
 from __future__ import annotations
@@ -43,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "headline", "plain", "report_document"]
 
-SCHEMA = "onnxcomp.report/1"
+SCHEMA = "onnxcomp.report/2"
 Document = dict[str, Any]
 
 
@@ -56,12 +33,14 @@ def report_document(report: PipelineReport) -> Document:
         "headline": headline(report),
         "data": report.data,
         "synthetic": report.synthetic,
+        "model": plain(report.model),
         "recipe": plain(replayable({**report.recipe, "passes": specs}, report.choices)),
         "before": _snapshot(report.before),
         "after": _snapshot(report.after),
         "speedup": plain(report.speedup),
         "folded": list(report.folded),
         "steps": [_step(step) for step in report.steps],
+        "layers": plain(report.layers),
         "fates": plain(report.fates),
         "warnings": list(report.warnings),
         "failures": list(report.failures),
@@ -116,6 +95,7 @@ def _snapshot(snapshot: Snapshot) -> Document:
         "weight_bytes": snapshot.cost.bytes,
         "transfer": snapshot.transfer,
         "load_ms": plain(snapshot.load_ms),
+        "operators": dict(snapshot.operators),
         "quality": plain(snapshot.quality),
     }
 

@@ -30,9 +30,15 @@ def print_view(shown: View, console: Console | None = None) -> None:
     out.print(Text(printable(shown.headline), style="bold"))
     for failure in shown.failures:
         out.print(Text(f"failed: {printable(failure)}", style="bold red"))
+    for name, value in shown.facts:
+        out.print(Text.assemble((f"{printable(name)}: ", "dim"), printable(value)))
     for table in shown.tables:
         out.print()
         print_table(table, out)
+    for listing in shown.listings:
+        out.print()
+        out.print(Text(printable(listing.title), style="bold"))
+        out.print(Text(printable(listing.text)))
     if shown.notes:
         out.print()
     for note in shown.notes:
@@ -45,9 +51,15 @@ def print_table(table: Table, console: Console | None = None) -> None:
     rich = RichTable(title=Text(printable(table.title), style="bold"), title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(table.columns):
         rich.add_column(Text(column, style="dim"), justify="right" if index in table.right else "left", overflow="fold")
-    for row in table.rows:
-        rich.add_row(*(Text(printable(cell)) for cell in row))
+    for line, row in enumerate(table.rows):
+        rich.add_row(*(Text(printable(cell), _style(table, (line, column))) for column, cell in enumerate(row)))
     out.print(rich)
+
+
+def _style(table: Table, cell: tuple[int, int]) -> str:
+    if cell in table.bad:
+        return "red"
+    return "green" if cell in table.good else ""
 
 
 def make_console() -> Console:

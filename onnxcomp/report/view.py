@@ -4,29 +4,55 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from onnxcomp.report.frontier import candidates_table, frontier_line, frontier_table
+from onnxcomp.report.layers import layers_table
+from onnxcomp.report.operators import operator_rows, operators_table
+from onnxcomp.report.overview import facts, replay_listing, title
 from onnxcomp.report.sensitivity import sensitivity_table
-from onnxcomp.report.table import Table
+from onnxcomp.report.table import Listing, Table
 from onnxcomp.report.text import count, decibels, percent, ratio, size
 
-__all__ = ["Table", "View", "view"]
+__all__ = ["Listing", "Table", "View", "view"]
 
 Document = dict[str, Any]
 _FEW = 3
+# What is better where there is less of it: the row, and the key of the document.
+_LESS = (
+    ("file size", "bytes"),
+    ("zipped", "transfer"),
+    ("load time", "load_ms"),
+    ("parameters", "parameters"),
+    ("MACs", "macs"),
+    ("nodes", "nodes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A report for people: the headline first, then what failed or was warned of, then tables, then small notes."""
+    """A result for people: the headline first, then what failed or was warned of, then tables, then small notes.
+
+    Attributes:
+        headline: The first thing to know, one line.
+        failures: Limits that do not hold.
+        warnings: What to know.
+        tables: In the order to read them.
+        notes: Lines of less weight.
+        title: What the result is of, such as ``onnxcomp optimize: net.onnx``; the title of a page.
+        facts: (name, value) of what the result is of.
+        listings: Texts to copy.
+    """
 
     headline: str
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
     tables: tuple[Table, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    title: str = "onnxcomp"
+    facts: tuple[tuple[str, str], ...] = ()
+    listings: tuple[Listing, ...] = ()
 
 
 def view(document: Document, *, full: bool) -> View:
@@ -37,7 +63,8 @@ def view(document: Document, *, full: bool) -> View:
         full: Whether every site and node is listed, as a file should; a terminal gets the few that matter.
     """
     steps = document["steps"]
-    tables = [_comparison(document), _passes(steps)]
+    tables = [_comparison(document, full), _passes(steps)]
+    tables += [layers_table(document)] if full else []
     for index, step in enumerate(steps):
         tables += [
             _changes(step, full, _company(steps[index + 1 :])),
@@ -46,27 +73,42 @@ def view(document: Document, *, full: bool) -> View:
         ]
         tables += [frontier_table(step), candidates_table(step)] if full else []
     tables.append(_fates(document["fates"], full))
+    tables += [operators_table(document)] if full else []
     return View(
         document["headline"],
         tuple(document["failures"]),
         tuple(document["warnings"]),
         tuple(table for table in tables if table.rows),
         tuple(_notes(document, full)),
+        title(document),
+        facts(document) if full else (),
+        (replay_listing(document),) if full else (),
     )
 
 
-def _comparison(document: Document) -> Table:
+def _comparison(document: Document, full: bool) -> Table:
     before, after = document["before"], document["after"]
+    operators = [] if full else operator_rows(document)  # a file has a table of them
     rows = [
         ("file size", size(before["bytes"]), size(after["bytes"]), ratio(before["bytes"], after["bytes"])),
         *_delivery(before, after),
         _counted("parameters", before["parameters"], after["parameters"]),
         _counted("MACs", before["macs"], after["macs"]),
-        ("nodes", count(before["nodes"]), count(after["nodes"]), ""),  # more of them is no loss, fewer no gain
         _latency(document["speedup"]),
         *_quality(before["quality"], after["quality"]),
+        ("nodes", count(before["nodes"]), count(after["nodes"]), ""),  # more of them is no loss, fewer no gain
+        *operators,
     ]
-    return Table("Before and after", ("", "before", "after", "gain"), tuple(rows), frozenset({1, 2, 3}))
+    fewer = {len(rows) - len(operators) + line for line, row in enumerate(operators) if int(row[2]) < int(row[1])}
+    less = [(name, before[key], after[key]) for name, key in _LESS if before[key] and after[key]]
+    smaller = {name for name, old, new in less if new < old} | _faster(document["speedup"])
+    good = {line for line, row in enumerate(rows) if row[0] in smaller} | fewer
+    columns, right = ("", "before", "after", "gain"), frozenset({1, 2, 3})
+    return Table("Before and after", columns, tuple(rows), right, good=frozenset((line, 2) for line in good))
+
+
+def _faster(speedup: Document | None) -> set[str]:
+    return {"latency"} if speedup is not None and speedup["low"] > 1.0 else set()
 
 
 def _delivery(before: Document, after: Document) -> list[tuple[str, ...]]:

@@ -1,0 +1,106 @@
+"""What a run measures of its input and its result, once the passes are done."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxcomp import modelio
+from onnxcomp.backoff import Outcome
+from onnxcomp.budget import Budget
+from onnxcomp.contract import Context, Pass, PassReport
+from onnxcomp.cost import model_cost
+from onnxcomp.delivery import deliveries
+from onnxcomp.errors import ModelError
+from onnxcomp.evaluate import Quality, evaluate
+from onnxcomp.intake import Intake
+from onnxcomp.layerwise import Layer, layer_costs
+from onnxcomp.pipeline import PipelineReport, Snapshot, lowest_speed, time_models
+from onnxcomp.runtime.timing import Speedup
+from onnxcomp.subject import operator_counts
+
+__all__ = ["delivered", "layers_of", "not_slower", "qualities", "snapshot"]
+
+# Without evaluation data the outputs are compared on this many calibration samples.
+_COMPARED = 256
+
+
+def not_slower(
+    original: ir.Model, start: ir.Model, outcome: Outcome, context: Context, replayed: bool, passes: Sequence[Pass]
+) -> tuple[Outcome, Speedup | None]:
+    """Time the result against the input; where it is slower after all, give back everything."""
+    if replayed or not any(step.kept and step.report.changes for step in outcome.steps):
+        return outcome, None
+    floor = lowest_speed(passes, [step.report if step.kept else PassReport() for step in outcome.steps])
+    speedup = time_models(original, outcome.model, context)
+    if speedup is None or speedup.high >= floor:
+        return outcome, speedup
+    why = f"slower: the result runs at {speedup.ratio:.2f}x of the input's speed"
+    steps = tuple(replace(step, kept=False, why=why) if step.kept else step for step in outcome.steps)
+    return replace(outcome, model=start.clone(), steps=steps), None
+
+
+def qualities(intake: Intake, final: ir.Model) -> tuple[Quality | None, Quality | None, list[str]]:
+    """Measure the input and the result on the evaluation data, or compare their outputs on calibration data."""
+    if intake.scored is None and intake.data is None:
+        return None, None, []
+    before = None
+    try:
+        if intake.scored is None:
+            assert intake.data is not None
+            after = evaluate(final, intake.data, intake.model, limit=_COMPARED)
+        else:
+            before = evaluate(intake.model, intake.scored)
+            after = evaluate(final, intake.scored, intake.model)
+    except ModelError as error:
+        return before, None, [f"the outputs could not be compared: {error}"]
+    return before, after, _alarms(after)
+
+
+def _alarms(quality: Quality) -> list[str]:
+    worst = min(quality.sqnr.values(), default=float("inf"))
+    if worst >= Budget.GARBAGE_DB:
+        return []
+    return [
+        f"the outputs are far from the original's (SQNR {worst:.1f} dB); what was asked for costs this model too much"
+    ]
+
+
+def snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
+    """What a model is, and what it was measured to be worth."""
+    return Snapshot(
+        model_cost(model),
+        modelio.serialized_bytes(model),
+        model.graph.num_nodes(),
+        quality,
+        operators=operator_counts(model),
+    )
+
+
+def layers_of(start: ir.Model, outcome: Outcome) -> tuple[Layer, ...]:
+    """What became of every layer.
+
+    Args:
+        start: The input after canonicalisation.
+        outcome: What the passes made of it.
+    """
+    kept = [step for step in outcome.steps if step.kept]
+    rewrites = [(step.spec.split("(", 1)[0], [change.site for change in step.report.changes]) for step in kept]
+    return layer_costs(start, outcome.model, rewrites)
+
+
+def delivered(
+    before: ir.Model, after: ir.Model, report: PipelineReport, threads: int, *, timed: bool
+) -> PipelineReport:
+    """The report with what both models take to deliver."""
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
+        old, new = deliveries((before, after), Path(folder), threads=threads, timed=timed)
+    return replace(
+        report,
+        before=replace(report.before, transfer=old.transfer, load_ms=old.load_ms),
+        after=replace(report.after, transfer=new.transfer, load_ms=new.load_ms),
+    )
