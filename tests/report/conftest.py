@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from onnxcomp.contract import Change, PassReport, Sensitivity, Skip
+from onnxcomp.contract import Change, FrontierPoint, Offer, PassReport, Sensitivity, Skip
 from onnxcomp.cost import Cost
 from onnxcomp.evaluate import Quality
+from onnxcomp.layerwise import Layer
 from onnxcomp.pipeline import PipelineReport, Snapshot, Step
 from onnxcomp.runtime.fusion import NodeFate
 from onnxcomp.runtime.timing import Speedup
+from onnxcomp.subject import Subject
 
 SPEEDUP = Speedup(2.0, 1.9, 2.1, 4.0, 2.0, 50)
 BIG, SMALL = Cost(1000, 5_000_000, 4000), Cost(250, 1_000_000, 1000)
+NONE = Cost(0, 0, 0)
+HOSTILE = (
+    """<script>alert("1")</script> |a| `b` **c** [d](http://e) \x1b[31m [red]f[/] &amp; @g #h\nnext \u202e"""
+    """ </script><img src=x onerror='alert(2)'> {{ 7 * 6 }} %{x} <!-- <a href="javascript:alert(3)"> """ + "long" * 75
+)
 
 
 @pytest.fixture
@@ -48,15 +57,48 @@ def report() -> PipelineReport:
         synthetic=False,
         folded=("conv1: absorbed bn1",),
         steps=steps,
-        before=Snapshot(BIG, 1_000_000, 20, Quality(2000, 0.926, 0.99)),
+        before=Snapshot(
+            BIG, 1_000_000, 20, Quality(2000, 0.926, 0.99), operators={"Conv": 8, "Relu": 8, "Add": 2, "Constant": 2}
+        ),
         after=Snapshot(
             SMALL,
             250_000,
             22,
             Quality(2000, 0.923, 0.99, 0.981, {"y": 31.25, "z": float("inf")}, {"y": 0.9991, "z": 1.0}),
+            operators={"Conv": 12, "Relu": 8, "Add": 2},
         ),
         speedup=SPEEDUP,
         fates=fates,
         warnings=("only 5 calibration samples",),
         failures=("top-1 drops 0.30 points, more than the 0.1 allowed",),
+        model=Subject(
+            "x/net.onnx", "pytorch 2.4", 8, {"ai.onnx": 17}, {"x": "float32[N,3,8,8]"}, {"y": "float32[N,10]"}
+        ),
+        layers=(
+            Layer("conv1", "Conv", BIG, SMALL, 3, ("tucker2",), 2.0, 1.0, 20.0),
+            Layer("relu1", "Relu", NONE, NONE, 1, (), 0.25, 0.125, float("inf")),
+            Layer("reshape", "Reshape", NONE, NONE, 1, ()),
+        ),
+    )
+
+
+@pytest.fixture
+def hostile(report: PipelineReport) -> PipelineReport:
+    """The report with a name from hell in every place where names go."""
+    step = report.steps[0]
+    change = replace(step.report.changes[0], site=HOSTILE, summary=HOSTILE, facts={HOSTILE: HOSTILE})
+    offers = tuple(Offer(HOSTILE, HOSTILE, 1, 1, 4, 0.5, 1.0, 0.1, 0.1, not why, why) for why in ("", HOSTILE))
+    frontier = (FrontierPoint(2, 8, 2.0, 0.0, False), *(FrontierPoint(1, 4, 1.0, 0.1, own) for own in (True, False)))
+    worse = PassReport((change,), (Skip(HOSTILE, HOSTILE),), (HOSTILE,), (), offers, frontier)
+    fate = replace(report.fates[0], node=HOSTILE, reason=HOSTILE)
+    return replace(
+        report,
+        steps=(replace(step, report=worse),),
+        fates=(fate,),
+        warnings=(HOSTILE,),
+        failures=(HOSTILE,),
+        folded=(HOSTILE,),
+        data=HOSTILE,
+        model=Subject(HOSTILE, HOSTILE, 8, {HOSTILE: 1}, {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}),
+        layers=tuple(replace(layer, name=HOSTILE, op_type=HOSTILE) for layer in report.layers),
     )

@@ -15,7 +15,6 @@ from onnxcomp.pipeline import PipelineReport
 from onnxcomp.report.figures import Curve
 from onnxcomp.report.frontier import candidates_table, frontier_line, frontier_table
 from onnxcomp.report.markdown import to_markdown
-from onnxcomp.report.plot import to_svg
 from onnxcomp.report.schema import report_document
 from onnxcomp.report.table import Table
 from onnxcomp.report.terminal import print_report
@@ -156,15 +155,14 @@ def test_files_show_both(allocated: PipelineReport) -> None:
     for text in (markdown, page):
         assert "decompose(macs=0.4): frontier" in text.replace("\\", "")
         assert "past break-even" in text
-    assert "<svg" in page and "polyline" in page and "svg" not in markdown
-    assert "http" not in page
+    assert '"kind": "curve"' in page and "Plotly" not in markdown
 
 
 def test_where_nothing_was_allocated_nothing_is_shown(report: PipelineReport) -> None:
     step = step_of(report)
     assert frontier_line(step) == ""
     assert frontier_table(step).rows == candidates_table(step).rows == ()
-    assert "<svg" not in html_of(report_document(report))
+    assert '"kind": "curve"' not in html_of(report_document(report))
 
 
 def test_what_was_rolled_back_was_tried(allocated: PipelineReport) -> None:
@@ -185,18 +183,3 @@ def test_without_times_there_is_no_column_for_them(allocated: PipelineReport) ->
     for entry in step["offers"]:
         entry["time"] = None
     assert "speed" not in candidates_table(step).columns
-
-
-def test_a_plot() -> None:
-    svg = to_svg(Curve(((1.0, 0.0), (0.5, 1e-3), (0.25, 1e-1)), 1, "share <b>", "loss"))
-    assert 'points="185.0,12.0 306.0,256.0"' in svg
-    assert '<circle cx="306.0" cy="256.0"' in svg
-    assert "share &lt;b&gt;" in svg and "<b>" not in svg
-    assert ">0.001<" in svg and ">0.1<" in svg
-
-
-def test_a_plot_of_next_to_nothing() -> None:
-    assert to_svg(Curve(((1.0, 0.0), (0.5, 0.1)), 0, "share", "loss")) == ""
-    deep = to_svg(Curve(((1.0, 0.0), (0.5, 1e-300), (0.2, 1.0)), 0, "share", "loss"))
-    assert deep.count("<line") == 9 + 5
-    assert '<circle cx="548.0" cy="256.0"' in deep

@@ -23,17 +23,19 @@ def test_the_document_is_json_with_all_keys(report: PipelineReport) -> None:
         "headline",
         "data",
         "synthetic",
+        "model",
         "recipe",
         "before",
         "after",
         "speedup",
         "folded",
         "steps",
+        "layers",
         "fates",
         "warnings",
         "failures",
     ]
-    assert document["schema"] == "onnxcomp.report/1"
+    assert document["schema"] == "onnxcomp.report/2"
     assert document["before"]["macs"] == 5_000_000
     assert document["after"]["quality"]["sqnr"] == {"y": 31.25, "z": "inf"}
     assert document["speedup"]["ratio"] == 2.0
