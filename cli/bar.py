@@ -113,10 +113,11 @@ class Bar:
             self._shown = None
         if outer is None or inner is None:
             return
-        if self._shown is None:
-            self._shown = outer, self._progress.add_task("", total=outer.total, stage=False, count="")
         total = None if outer.total is None else max(outer.total, outer.done)
         part = "" if inner is outer else f": {inner.name}{_count(inner, ' ')}"
+        if self._shown is None:
+            name = f"  {printable(outer.name)}"
+            self._shown = outer, self._progress.add_task(name, total=total, stage=False, count=_count(outer, ""))
         self._progress.update(
             self._shown[1],
             description=f"  {printable(outer.name)}{printable(part)}",

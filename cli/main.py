@@ -20,6 +20,7 @@ import click
 from onnxcomp.cli.calibration import calibrate
 from onnxcomp.cli.checking import check
 from onnxcomp.cli.comparison import compare
+from onnxcomp.cli.completion import VARIABLE, answer, completion
 from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
 from onnxcomp.cli.optimization import optimize
@@ -49,13 +50,15 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, calibrate, inspect, passes, compare, check, retarget):
+for _command in (optimize, calibrate, inspect, passes, compare, check, retarget, completion):
     cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error ends here, as one or two lines on stderr."""
     _whole_streams()
+    if arguments is None and VARIABLE in os.environ:
+        return answer(cli, os.environ[VARIABLE])
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
     try:
