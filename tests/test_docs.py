@@ -3,6 +3,9 @@
 A ``sh`` block runs line by line in a folder that holds ``models``; ``# exit N`` at the end of a line is the exit code
 expected. The lines of a ``text`` block behind it have to appear in what was printed. Blocks whose first line is
 ``# NAME.yaml`` or ``# NAME.py`` are files. ``console`` blocks hold figures of a run, and are not compared.
+
+Of jobs of GitHub and GitLab the lines that call onnxcomp are run, and steps with the action of this repository as its
+script would; of pre-commit's settings the hook's arguments, on the models that are there.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
+from onnxcomp.cli import precommit
 from onnxcomp.cli.main import main
 from onnxcomp.options import describe
 from onnxcomp.registry import available, load_pass
@@ -26,7 +30,8 @@ from onnxcomp.registry import available, load_pass
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SLOW = {"ci", "python", "reports"}
-WORKFLOW = "# .github/"
+JOBS = ("# .github/", "# .gitlab-ci.yml")
+HOOKS = "# .pre-commit-config.yaml"
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,32 @@ def run_shell(text: str, capsys: pytest.CaptureFixture[str]) -> str:
     return printed
 
 
-def workflow_commands(text: str) -> Iterator[str]:
-    for job in yaml.safe_load(text)["jobs"].values():
-        for step in job["steps"]:
+def job_commands(text: str) -> Iterator[str]:
+    """The calls of onnxcomp in the jobs of a workflow (GitHub) or of a pipeline (GitLab)."""
+    written = yaml.safe_load(text)
+    for job in written.get("jobs", written).values():
+        for step in job.get("steps", ()):
             line = str(step.get("run", ""))
-            if line.startswith("onnxcomp"):
+            if step.get("uses") == "./":
+                yield action_call(step["with"])
+            elif line.startswith("onnxcomp"):
                 yield line
+        yield from (line for line in job.get("script", ()) if line.startswith("onnxcomp"))
+
+
+def action_call(inputs: Mapping[str, str]) -> str:
+    """What scripts/action.sh calls for these inputs."""
+    known = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))["inputs"]
+    assert inputs.keys() <= known.keys()
+    flags = [f"--{name}={value}" for name, value in inputs.items() if name not in ("model", "args")]
+    return f"onnxcomp check {shlex.join(flags)} {inputs.get('args', '')} -- {shlex.quote(inputs['model'])}"
+
+
+def run_hooks(text: str) -> None:
+    for repository in yaml.safe_load(text)["repos"]:
+        for hook in repository["hooks"]:
+            assert hook["id"] == "onnxcomp-check"
+            assert precommit.main([*hook["args"], *map(str, sorted(Path("models").glob("*.onnx")))]) == 0
 
 
 PARAMETERS = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else []) for page in PAGES]
@@ -114,15 +139,17 @@ PARAMETERS = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.
 def test_every_block_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = blocks(page)
     for block in found:
-        if block.file and not block.text.startswith(WORKFLOW):
+        if block.file and not block.text.startswith((*JOBS, HOOKS)):
             (folder / block.file).write_text(block.text)
     module = types.ModuleType("page")
     sys.modules["page"] = module  # dataclasses look their hints up there
     printed = ""
     for block in found:
-        if block.text.startswith(WORKFLOW):
-            printed = "".join(run_shell(line, capsys) for line in workflow_commands(block.text))
+        if block.text.startswith(JOBS):
+            printed = "".join(run_shell(line, capsys) for line in job_commands(block.text))
             assert printed
+        elif block.text.startswith(HOOKS):
+            run_hooks(block.text)
         elif block.language == "sh":
             printed = run_shell(block.text, capsys)
         elif block.language == "text":
