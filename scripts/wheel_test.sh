@@ -14,7 +14,8 @@ wheel=$(echo "$work"/dist/*.whl)
 # Only the tests and what they read; the checkout's packages stay behind, so that nothing but the wheel can be imported.
 # Real models are not linked in: the checkout's own run has been over them.
 mkdir "$work/run"
-cp -r "$root/tests" "$root/models" "$root/docs" "$root/benchmarks" "$root"/*.md "$root/LICENSE" "$root/pyproject.toml" "$work/run/"
+cp -r "$root/tests" "$root/models" "$root/docs" "$root/benchmarks" "$root/scripts" "$work/run/"
+cp "$root"/*.md "$root/LICENSE" "$root/pyproject.toml" "$root/action.yml" "$root/.pre-commit-hooks.yaml" "$work/run/"
 rm "$work/run/tests/test_architecture.py" # it reads the checkout's sources
 cd "$work/run"
 for name in passes cli; do
