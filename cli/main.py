@@ -25,6 +25,7 @@ from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
 from onnxcomp.cli.optimization import optimize
 from onnxcomp.cli.retargeting import retarget
+from onnxcomp.cli.schemas import schema
 from onnxcomp.cli.talk import DEBUG, fail
 from onnxcomp.errors import OnnxcompError
 
@@ -50,7 +51,7 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, calibrate, inspect, passes, compare, check, retarget, completion):
+for _command in (optimize, calibrate, inspect, passes, compare, check, retarget, completion, schema):
     cli.add_command(_command)
 
 
