@@ -69,27 +69,39 @@ def _schemas() -> str:
         "(draft 2020-12). A document names its schema in the key `schema`: `onnxcomp.report/2` follows `report-2`.\n"
     )
     for name in schema_names():
-        schema = load_schema(name)
-        text += (
-            f"\n## {name}\n\n{schema.get('description', '')}\n\n[`{name}.schema.json`](schemas/{name}.schema.json)\n\n"
-        )
-        required = set(schema.get("required", ()))
-        rows = [
-            (f"`{key}`", _type_of(value), "yes" if key in required else "no", value.get("description", ""))
-            for key, value in schema.get("properties", {}).items()
-        ]
-        text += table(("key", "type", "always there", "content"), rows)
+        schema, file = load_schema(name), f"{name}.schema.json"
+        text += f"\n## {name}\n\n{schema['description']}\n\n[`{file}`](schemas/{file})\n\n{_keys(name, schema, schema)}"
+        for inner, part in schema.get("$defs", {}).items():
+            if "properties" in part:
+                described = f"{part['description']}\n\n" if "description" in part else ""
+                text += f"\n### {inner} {{ #{name}-{inner} }}\n\n{described}{_keys(name, schema, part)}"
     return text
 
 
-def _type_of(schema: dict[str, Any]) -> str:
-    """The type that a schema asks for, in a few words."""
-    if "const" in schema:
-        return f"`{json.dumps(schema['const'])}`"
-    if "$ref" in schema:
-        return str(schema["$ref"]).rsplit("/", 1)[-1]
-    if alternatives := schema.get("oneOf", schema.get("anyOf")):
-        return " or ".join(_type_of(one) for one in alternatives)
-    kind = schema.get("type", "any")
-    inner = f" of {_type_of(schema['items'])}" if "items" in schema else ""
-    return (kind if isinstance(kind, str) else " or ".join(kind)) + inner
+def _keys(name: str, schema: dict[str, Any], part: dict[str, Any]) -> str:
+    """The keys of an object that a schema describes."""
+    required = set(part.get("required", ()))
+    rows: list[tuple[str, str, str]] = []
+    for key, value in part.get("properties", {}).items():
+        target = schema.get("$defs", {}).get(str(value.get("$ref", "")).rsplit("/", 1)[-1], {})
+        told = value.get("description", target.get("description", ""))
+        rows.append((f"`{key}`", _type_of(name, schema, value), told if key in required else f"May be missing. {told}"))
+    return table(("key", "type", "content"), rows) if rows else ""
+
+
+def _type_of(name: str, schema: dict[str, Any], value: dict[str, Any]) -> str:
+    """The type that a schema asks for, in a few words; objects that have a table of their own are linked to."""
+    if "const" in value:
+        return f"`{json.dumps(value['const'])}`"
+    if "enum" in value:
+        return " or ".join(f"`{json.dumps(one)}`" for one in value["enum"])
+    if "$ref" in value:
+        inner = str(value["$ref"]).rsplit("/", 1)[-1]
+        return f"[{inner}](#{name}-{inner})" if "properties" in schema["$defs"][inner] else inner
+    if alternatives := value.get("oneOf", value.get("anyOf")):
+        return " or ".join(_type_of(name, schema, one) for one in alternatives)
+    kind = value.get("type", "any")
+    of = value.get("items", value.get("additionalProperties"))
+    return (kind if isinstance(kind, str) else " or ".join(kind)) + (
+        f" of {_type_of(name, schema, of)}" if isinstance(of, dict) else ""
+    )
