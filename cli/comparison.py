@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxcomp.cli import talk
+from onnxcomp.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from onnxcomp.compare import Comparison
-    from onnxcomp.data import Feeds
+    from onnxcomp.data import Feeds, Preprocess
 
 __all__ = ["compare"]
 
@@ -21,12 +22,20 @@ __all__ = ["compare"]
 @click.argument("base")
 @click.argument("other")
 @click.option("--data", metavar="D", help="Data to run both on: .npz, .npy, a folder of images, or module:function.")
+@click.option("--eval", "evaluation", metavar="E", help="Data with labels: accuracy of both.")
+@click.option("--samples", metavar="N", type=click.IntRange(1), help="Compare layers on N samples.  [default: 128]")
+@click.option("--top", metavar="N", type=click.IntRange(1), default=15, show_default=True, help="List N layers.")
+@click.option("--report", "reports", metavar="FILE", multiple=True, help="Write .json, .md or .html; may be repeated.")
 @talk.data_options
 @talk.common
 def compare(
     base: str,
     other: str,
     data: str | None,
+    evaluation: str | None,
+    samples: int | None,
+    top: int,
+    reports: tuple[str, ...],
     preprocess: str | None,
     shapes: tuple[str, ...],
     threads: int | None,
@@ -34,67 +43,77 @@ def compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compare OTHER with BASE on data: SQNR and cosine of every output and shared tensor, and the layer at fault."""
+    """Compare OTHER with BASE, which it was made of: all outputs, and every layer that can be told in both.
+
+    Outputs are compared on all samples. Layers are ranked by the share of the noise at the outputs that they add, with
+    the passes that rewrote them.
+
+    \b
+    onnxcomp compare model.onnx small.onnx --data images.npz
+    onnxcomp compare model.onnx small.onnx --data images.npz --eval labelled.npz --report compare.html
+    """
+    from importlib.metadata import version
+
     from onnxcomp import modelio
-    from onnxcomp.compare import compare_models
-    from onnxcomp.report.schema import plain
+    from onnxcomp.compare import SAMPLES, compare_models
+    from onnxcomp.comparison.reading import check_inputs
+    from onnxcomp.evaluate import evaluate
+    from onnxcomp.report.comparisonview import comparison_document, comparison_view
+    from onnxcomp.report.terminal import print_view
+    from onnxcomp.report.writing import check_report_path, write_view
 
     for path in (base, other):
         talk.check_model(path)
+    for report in reports:
+        check_report_path(report)
+        if any(Path(report).resolve() == Path(path).resolve() for path in (base, other)):
+            raise InputError(f"--report {report!r} would be written over a model")
+    sizes = talk.parse_shapes(shapes)
     with talk.progress_bar(2, quiet) as progress:
+        progress("load")
         ours, theirs = modelio.load(base), modelio.load(other)
-        feeds = _feeds(ours, data, preprocess, talk.parse_shapes(shapes), seed or 0)
+        fed = check_inputs(ours, theirs)
+        feeds = _feeds(fed, data, _preprocess(preprocess), sizes, seed or 0)
+        labelled = None if evaluation is None else _labelled(evaluation, fed, _preprocess(preprocess), sizes)
         progress("compare")
-        comparison = compare_models(ours, theirs, feeds, threads=threads or 1)
-    if not comparison.related:
-        shared = f"only {len(comparison.layers)} of {comparison.tensors} tensors of {base!r} are in {other!r}"
-        talk.warn(f"warning: {shared}; they may not be one model, and the layer at fault means little", quiet)
+        found = compare_models(ours, theirs, feeds, samples=samples or SAMPLES, threads=threads or 1)
+        quality = None if labelled is None else evaluate(theirs, labelled, ours, threads=threads or 1)
+    document = comparison_document(
+        found,
+        base=base,
+        other=other,
+        data=feeds.describe(),
+        synthetic=feeds.synthetic,
+        quality=quality,
+        version=version("onnxcomp"),
+    )
+    for warning in document["warnings"]:
+        talk.warn(f"warning: {warning}", quiet)
+    for report in reports:
+        write_view(document, comparison_view(document, None), report)
     if as_json:
-        facts = {"schema": "onnxcomp.comparison/1", "data": feeds.describe(), "synthetic": feeds.synthetic}
-        talk.print_json({**facts, **plain(comparison)})
+        talk.print_json(document)
     else:
-        _print(comparison, feeds)
+        print_view(comparison_view(document, top))
+
+
+def _preprocess(text: str | None) -> Preprocess | None:
+    from onnxcomp.data import Preprocess
+
+    return None if text is None else Preprocess.parse(text)
 
 
 def _feeds(
-    model: ir.Model, data: str | None, preprocess: str | None, shapes: dict[str, tuple[int, ...]], seed: int
+    model: ir.Model, data: str | None, preprocess: Preprocess | None, shapes: dict[str, tuple[int, ...]], seed: int
 ) -> Feeds:
-    from onnxcomp.data import Preprocess, open_feeds, synthetic_feeds
+    from onnxcomp.data import open_feeds, synthetic_feeds
 
     if data is None:
         return synthetic_feeds(model, seed, shapes=shapes)
-    chosen = None if preprocess is None else Preprocess.parse(preprocess)
-    return open_feeds(data, model, preprocess=chosen, shapes=shapes).unlabelled()
+    return open_feeds(data, model, preprocess=preprocess, shapes=shapes).unlabelled()
 
 
-def _print(comparison: Comparison, feeds: Feeds) -> None:
-    from onnxcomp.report.terminal import print_table
-    from onnxcomp.report.text import decibels, percent
-    from onnxcomp.report.view import Table
+def _labelled(data: str, model: ir.Model, preprocess: Preprocess | None, shapes: dict[str, tuple[int, ...]]) -> Feeds:
+    from onnxcomp.data import open_feeds
 
-    quality = comparison.quality
-    if feeds.synthetic:
-        print("no real data was used (no --data): the figures are of synthetic inputs and say nothing about accuracy")
-    else:
-        print(f"compared on {talk.printable(feeds.describe())}")
-    rows = [
-        (name, decibels(value), f"{quality.cosine[name]:.6f}" if name in quality.cosine else "")
-        for name, value in quality.sqnr.items()
-    ]
-    print()
-    print_table(Table("Outputs", ("output", "SQNR", "cosine"), tuple(rows), frozenset({1, 2})))
-    if quality.agreement is not None:
-        print(f"same top-1 class: {percent(quality.agreement)} of {quality.samples:,} samples")
-    layers = tuple((n.layer, n.op_type, n.tensor, decibels(n.sqnr), f"{n.cosine:.6f}") for n in comparison.layers)
-    print()
-    print_table(
-        Table("Tensors of both models", ("layer", "operator", "tensor", "SQNR", "cosine"), layers, frozenset({3, 4}))
-    )
-    fault = comparison.fault
-    print()
-    if fault is None:
-        print("no shared tensor differs")
-    else:
-        name = f"{fault.layer} ({fault.op_type}, tensor {fault.tensor})"
-        merged = "" if fault.other == fault.layer else f", which {fault.other} computes in the other model,"
-        print(talk.printable(f"at fault: {name}{merged} adds the most noise; SQNR {decibels(fault.sqnr)} after it"))
+    return open_feeds(data, model, preprocess=preprocess, need_labels=True, shapes=shapes)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp.errors import ModelError
-from onnxcomp.runtime.session import open_session, run
+from onnxcomp.runtime.session import input_names, open_session, run
 
 if TYPE_CHECKING:
     from onnxcomp.data import Feeds
@@ -59,6 +59,11 @@ class Tap:
         self._session = (
             open_session(expose(model, self._computed), threads=threads, arena=arena) if self._computed else None
         )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the inputs of the model that the tensors depend on."""
+        return frozenset([*self._inputs, *(input_names(self._session) if self._session is not None else ())])
 
     def read(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the values of all the tensors for one feed (raises as :func:`onnxcomp.runtime.session.run`)."""
