@@ -1,1 +1,1 @@
-"""The pre-deployment gate: what a budget asks of a model, and the verdict."""
+"""The step before deployment: limits that a model has to keep, one file a family, and the verdict on each."""

@@ -25,13 +25,14 @@ def quantized(run: Any, cnn: Path, tmp_path: Path) -> Path:
 def test_a_legal_model(run: Any, cnn: Path) -> None:
     got = run("check", cnn)
     assert (got.code, got.err) == (0, "")
-    assert "is legal for ort-x86: 0 errors, 0 warnings" in got.out
+    assert got.out.startswith("passed: 1 of 1")
+    assert "legal for ort-x86  0 errors, 0 warnings  pass" in got.out
 
 
 def test_warnings_do_not_fail(run: Any, cnn: Path) -> None:
     got = run("check", cnn, "--target", "ort-mobile")
     assert (got.code, got.err) == (0, "")
-    assert "is legal for ort-mobile: 0 errors, 1 warning" in got.out
+    assert "legal for ort-mobile  0 errors, 1 warning  pass" in got.out
     for word in ("node", "rule", "remedy", "mobile-shape", "[N,3,16,16]"):
         assert word in got.out
 
@@ -39,7 +40,7 @@ def test_warnings_do_not_fail(run: Any, cnn: Path) -> None:
 def test_an_illegal_model(run: Any, quantized: Path) -> None:
     got = run("check", quantized, "--target", "tensorrt")
     assert got.code == 1
-    assert "is not legal for tensorrt" in got.out
+    assert got.out.startswith("failed: 1 of 1: target")
     assert "trt-storage" in got.out
     assert "--target tensorrt" in got.out
     assert got.err.startswith("onnxcomp: error: ")
@@ -50,7 +51,7 @@ def test_json(run: Any, quantized: Path) -> None:
     got = run("check", quantized, "--target", "tensorrt", "--json")
     document = json.loads(got.out)
     assert got.code == 1
-    assert (document["schema"], document["target"], document["legal"]) == ("onnxcomp.check/1", "tensorrt", False)
+    assert (document["schema"], document["target"], document["legal"]) == ("onnxcomp.check/2", "tensorrt", False)
     assert set(document["findings"][0]) == {"severity", "node", "rule", "message", "remedy"}
     severities = [finding["severity"] for finding in document["findings"]]
     assert severities == sorted(severities)

@@ -1,0 +1,182 @@
+"""Budget files: limits in YAML, kept beside the model.
+
+::
+
+    target: ort-x86
+    max_size: 4MB
+    max_latency: 12ms
+    min_speedup: 1.2
+    max_drop: 0.5
+    fusion:
+      required: true
+      allow_float: ["head/*"]
+    ops:
+      deny: ["com.microsoft:*", Loop]
+    opset: {min: 17, max: 21}
+    inputs:
+      input: float32[N,3,224,224]
+    outputs:
+      logits: float32[N,1000]
+    metadata:
+      author: "*"
+
+Scalars follow YAML 1.2. Every error names the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onnxcomp.errors import InputError
+from onnxcomp.gate.contract import Port
+from onnxcomp.gate.limits import UNITS, Limits
+from onnxcomp.options import did_you_mean
+
+__all__ = ["budget_from_yaml", "load_budget"]
+
+_SECTIONS = ("target", "fusion", "ops", "opset", "inputs", "outputs", "metadata")
+# A budget is a page of text; a file of another kind is not worth parsing, and aliases of aliases are a bomb.
+_MOST = 1 << 20
+
+
+def load_budget(path: str | Path) -> Limits:
+    """Read a budget file.
+
+    Raises:
+        InputError: It cannot be read or says something it cannot; the message names the line.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MOST + 1)
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the budget {str(path)!r}: {reason}") from None
+    if len(content) > _MOST:
+        raise InputError(f"the budget {str(path)!r} is over 1 MB; is it a budget file?")
+    return budget_from_yaml(text)
+
+
+def budget_from_yaml(text: str) -> Limits:
+    """Read a budget.
+
+    Raises:
+        InputError: Not YAML, an alias, an unknown or repeated key, or a value of the wrong kind; with the line.
+    """
+    root = _composed(text)
+    values: dict[str, Any] = {}
+    for key, node in _mapping(root, "the budget", (*UNITS, *_SECTIONS)).items():
+        match key:
+            case "target":
+                values["target"] = _text(node, key)
+            case "fusion":
+                own = _mapping(node, key, ("required", "allow_float"))
+                values["require_fused"] = "required" not in own or _switch(own["required"], "required")
+                if values["require_fused"] and "allow_float" in own:
+                    values["allow_float"] = _texts(own["allow_float"], "allow_float")
+            case "ops":
+                own = _mapping(node, key, ("allow", "deny"))
+                values |= {f"{name}_ops": _texts(item, name) for name, item in own.items()}
+            case "opset":
+                own = _mapping(node, key, ("min", "max"))
+                values |= {f"{name}_opset": _opset(item, name) for name, item in own.items()}
+            case "inputs" | "outputs":
+                values[key] = {name: _port(item, name) for name, item in _mapping(node, key).items()}
+            case "metadata":
+                own = _mapping(node, key)
+                values[key] = {name: "*" if _is_null(item) else _text(item, name) for name, item in own.items()}
+            case _:
+                values[key] = _number(node, key)
+    return Limits(**values)
+
+
+def _composed(text: str) -> yaml.Node:
+    try:
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            if isinstance(event, yaml.AliasEvent):
+                where = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
+                raise InputError(f"budget{where}: an alias (*{event.anchor}); write the value out")
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise InputError(f"budget{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"budget: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise InputError("budget: not valid YAML: nested too deeply") from None
+    if root is None:
+        raise InputError("budget: the file sets no limit; one line is a budget, such as 'max_size: 4MB'")
+    return root
+
+
+def _mapping(node: yaml.Node, where: str, known: Sequence[str] | None = None) -> Mapping[str, yaml.Node]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _error(node, f"{where}: expected 'key: value' pairs")
+    found: dict[str, yaml.Node] = {}
+    for key_node, value in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _error(key_node, f"{where}: a key must be a word")
+        key = str(key_node.value)
+        if known is not None and key not in known:
+            hint = did_you_mean(key.replace("-", "_"), known)
+            raise _error(key_node, f"unknown key {key!r} in {where}{hint} (keys: {', '.join(known)})")
+        if key in found:
+            raise _error(key_node, f"the key {key!r} is given twice in {where}")
+        found[key] = value
+    if not found:
+        raise _error(node, f"{where} is empty")
+    return found
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "~")
+
+
+def _text(node: yaml.Node, where: str) -> str:
+    if not isinstance(node, yaml.ScalarNode) or _is_null(node):
+        raise _error(node, f"{where}: expected one value")
+    return str(node.value)
+
+
+def _texts(node: yaml.Node, where: str) -> tuple[str, ...]:
+    if not isinstance(node, yaml.SequenceNode) or not node.value:
+        raise _error(node, f"{where}: expected a list, such as [Conv, Gemm]")
+    return tuple(_text(item, where) for item in node.value)
+
+
+def _number(node: yaml.Node, key: str) -> float:
+    try:
+        return UNITS[key].parse(_text(node, key))
+    except ValueError as error:
+        raise _error(node, f"{key}: {error}") from None
+
+
+def _switch(node: yaml.Node, key: str) -> bool:
+    text = _text(node, key)
+    if text not in ("true", "false"):
+        raise _error(node, f"{key}: {text!r} is not true or false")
+    return text == "true"
+
+
+def _opset(node: yaml.Node, key: str) -> int:
+    text = _text(node, key)
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 4):
+        raise _error(node, f"opset, {key}: {text!r} is not the number of an operator set, such as 17")
+    return int(text)
+
+
+def _port(node: yaml.Node, name: str) -> str:
+    text = _text(node, name)
+    try:
+        Port.parse(name, text)
+    except ValueError as error:
+        raise _error(node, f"{name}: {error}") from None
+    return text
+
+
+def _error(node: yaml.Node, problem: str) -> InputError:
+    return InputError(f"budget, line {int(node.start_mark.line) + 1}: {problem}")

@@ -1,0 +1,65 @@
+"""The layers of a model and of its base, timed in turns by the runtime's profiler."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcomp.errors import ModelError
+from onnxcomp.gate.examination import Examination, Unfit
+from onnxcomp.gate.layers import LayerTimes
+from onnxcomp.runtime.measuring import Effort, Measured, Subject, measure
+from onnxcomp.runtime.profilercost import profiler_cost
+from onnxcomp.runtime.profiling import by_layer
+from onnxcomp.runtime.settings import SessionSettings
+
+__all__ = ["layer_times"]
+
+_EFFORT = Effort(runs=150, warmup=3, budget_s=4.0)
+
+
+def layer_times(exam: Examination, attempt: int) -> LayerTimes:
+    """Time the layers of both models in newly opened sessions; an odd attempt opens the model first.
+
+    Raises:
+        ModelError: The base does not run.
+        Unfit: The model does not.
+    """
+    base = exam.paired()
+    settings = SessionSettings(threads=exam.given.threads)
+    specimens = [base, exam.own] if attempt % 2 == 0 else [exam.own, base]
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
+        subjects: list[Subject] = []
+        for specimen in specimens:
+            try:
+                subjects.append(Subject(specimen.model, exam.feed, settings, Path(folder) / str(len(subjects))))
+            except ModelError as error:
+                if specimen is base:
+                    raise ModelError(f"--against: {error}") from None
+                raise Unfit(str(error)) from error
+        measure(subjects, _EFFORT)
+        cost = profiler_cost(settings)
+        found = [subject.finish(cost) for subject in subjects]
+    if attempt % 2:
+        found.reverse()
+    ours, theirs = (_by_round(one) for one in found)
+    names = tuple(dict.fromkeys((*ours, *theirs)))
+    rounds = min(len(one.rounds) for one in found)
+    absent = np.zeros(rounds)
+    return LayerTimes(
+        names,
+        np.stack([ours.get(name, absent)[:rounds] for name in names]),
+        np.stack([theirs.get(name, absent)[:rounds] for name in names]),
+    )
+
+
+def _by_round(measured: Measured) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of each layer in each round, float64 [rounds]: the median of the round's runs."""
+    layers = by_layer(measured.attributions)
+    return {
+        layer: np.array([np.median(measured.times[runs][:, places].sum(axis=1)) for runs in measured.rounds])
+        for layer, places in layers.items()
+    }
