@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -14,6 +16,8 @@ from onnxcomp.report.view import Table, View, view
 __all__ = ["print_report", "print_table", "print_view"]
 
 _PIPE_WIDTH = 160
+# Letters up to which a text is not folded.
+_SHORT = 14
 
 
 def print_report(document: dict[str, Any], console: Console | None = None) -> None:
@@ -46,14 +50,53 @@ def print_view(shown: View, console: Console | None = None) -> None:
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print one table; cells are text, never markup."""
+    """Print one table; cells are text, never markup.
+
+    Short cells are never folded; where that leaves too little room for the columns, rows are printed one under the
+    other, so that nothing is cut off.
+    """
     out = console or make_console()
-    rich = RichTable(title=Text(printable(table.title), style="bold"), title_justify="left", box=None, pad_edge=False)
-    for index, column in enumerate(table.columns):
-        rich.add_column(Text(column, style="dim"), justify="right" if index in table.right else "left", overflow="fold")
+    widths = [_width(table, index) for index in range(len(table.columns))]
+    if sum(min(width, _SHORT) for width in widths) + 2 * (len(widths) - 1) > out.width:
+        _print_rows(table, out)
+        return
+    rich = RichTable(
+        title=Text(printable(table.title), style="bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        show_header=any(table.columns),
+    )
+    roomy = sum(map(max, widths, map(cell_len, table.columns))) + 2 * (len(widths) - 1) <= out.width
+    for index, (column, width) in enumerate(zip(table.columns, widths, strict=True)):
+        rich.add_column(
+            Text(column if roomy else "\n".join(wrap(column, max(width, _SHORT))), style="dim"),
+            justify="right" if index in table.right else "left",
+            overflow="fold",
+            no_wrap=width <= _SHORT,
+            min_width=min(width, _SHORT),
+        )
     for line, row in enumerate(table.rows):
         rich.add_row(*(Text(printable(cell), _style(table, (line, column))) for column, cell in enumerate(row)))
     out.print(rich)
+
+
+def _print_rows(table: Table, out: Console) -> None:
+    """Each row under its first cell, a line for each of the others that says something."""
+    out.print(Text(printable(table.title), style="bold"))
+    for line, row in enumerate(table.rows):
+        out.print(Text(printable(row[0]), _style(table, (line, 0))))
+        for index, cell in enumerate(row[1:], 1):
+            if cell:
+                name = Text(f"  {table.columns[index]}: " if table.columns[index] else "  ", style="dim")
+                out.print(name + Text(printable(cell), _style(table, (line, index))))
+
+
+def _width(table: Table, index: int) -> int:
+    """Letters of the longest cell of a column, and of the longest word above it."""
+    words = table.columns[index].split()
+    lines = (line for row in table.rows for line in printable(row[index]).split("\n"))
+    return max((cell_len(text) for text in (*words, *lines)), default=0)
 
 
 def _style(table: Table, cell: tuple[int, int]) -> str:
