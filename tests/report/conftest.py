@@ -24,7 +24,7 @@ HOSTILE = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def report() -> PipelineReport:
     """Two passes, one kept and one rolled back."""
     first = PassReport(
@@ -82,7 +82,7 @@ def report() -> PipelineReport:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile(report: PipelineReport) -> PipelineReport:
     """The report with a name from hell in every place where names go."""
     step = report.steps[0]

@@ -33,10 +33,13 @@
   // The end of a name tells more than its beginning: /model/layer1/conv1/Conv.
   const cut = (text, most) => (text.length <= most ? text : `…${text.slice(text.length - most + 1)}`);
 
-  function wrapped(text, width = 60) {
+  // Plotly leaves out a label that is taller than the figure, so a name gets the lines that there are.
+  function wrapped(text, width, height) {
+    const letters = Math.max(24, Math.floor((0.75 * width) / 7));
+    const most = Math.max(1, Math.floor((height - 70) / 17));
     const lines = [];
-    for (let at = 0; at < text.length; at += width) lines.push(literal(text.slice(at, at + width)));
-    return lines.join("<br>");
+    for (let at = 0; at < text.length; at += letters) lines.push(literal(text.slice(at, at + letters)));
+    return lines.length <= most ? lines.join("<br>") : [...lines.slice(0, most - 1), literal(cut(text, letters))].join("<br>");
   }
 
   function order(figure, byCost, wanted) {
@@ -53,20 +56,20 @@
     const letters = Math.min(narrow ? 18 : 44, Math.max(4, ...shown.map((index) => figure.labels[index].length)));
     const colors = [color("before"), color("after"), color("third")];
     const only = figure.series.length === 1;
+    const height = Math.max(150, 74 + shown.length * Math.max(20, ROW * figure.series.length - 6));
     const data = figure.series.map((one, number) => ({
       type: "bar", orientation: "h", name: literal(one.name),
       y: shown.map((_, row) => row), x: shown.map((index) => one.values[index]),
-      customdata: shown.map((index) => wrapped(figure.labels[index])),
+      customdata: shown.map((index) => wrapped(figure.labels[index], width, height)),
       marker: { color: only ? colors[1] : colors[number % colors.length] },
       hovertemplate: `%{customdata}<br>${literal(one.name)}: %{x:${figures(figure.unit)}} ${literal(figure.unit)}<extra></extra>`,
     }));
-    const height = 74 + Math.max(1, shown.length) * Math.max(20, ROW * figure.series.length - 6);
     return [data, layout({
       height, width, barmode: "group", bargap: 0.3, bargroupgap: 0.05, showlegend: !only,
       margin: { l: 12 + 7.2 * letters, r: 22, t: 66, b: 8 },
       xaxis: { type: figure.log ? "log" : "linear", side: "top", fixedrange: true, nticks: narrow ? 4 : 8, tickformat: "~s",
         title: { text: literal(figure.unit), standoff: 6, font: { size: 12 } }, rangemode: "tozero" },
-      yaxis: { range: [shown.length - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false,
+      yaxis: { range: [Math.max(shown.length, 1) - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false,
         tickvals: shown.map((_, row) => row), ticktext: shown.map((index) => literal(cut(figure.labels[index], letters))) },
     })];
   }
