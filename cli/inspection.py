@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     from onnxcomp.contract import Pass
     from onnxcomp.data import Feeds
+    from onnxcomp.report.inspectionview import Order
 
 __all__ = ["inspect"]
 
 # What --passes means without a value; no pipeline can be written like that.
 _ALL = "*"
+_TOP = 40
+# Letters of a line that cannot hold all that there is to say of a layer.
+_NARROW = 120
 
 
 @click.command(short_help="Show layers, shapes, cost, and what passes would make of them.")
@@ -38,6 +42,21 @@ _ALL = "*"
 )
 @click.option("--preprocess", metavar="K=V,...", help="How images become inputs, or a YAML file that says it.")
 @click.option("--shapes", metavar="NAME:1x3x224x224", multiple=True, help="Shape of an input with symbolic sizes.")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(["macs", "bytes", "name", "order"]),
+    default="macs",
+    show_default=True,
+    help="How layers are listed: by cost, by name, or in the order of the model.",
+)
+@click.option(
+    "--top", type=click.IntRange(0), default=_TOP, show_default=True, help="Layers listed in the terminal; 0: all."
+)
+@click.option("--html", metavar="FILE", help="Write a page for large models: figures, and tables to sort and search.")
+@click.option(
+    "--report", "reports", metavar="FILE", multiple=True, help="Write it all: .json, .md or .html; may be repeated."
+)
 @talk.common
 def inspect(
     model: str | None,
@@ -46,6 +65,10 @@ def inspect(
     target: str,
     preprocess: str | None,
     shapes: tuple[str, ...],
+    order: Order,
+    top: int,
+    html: str | None,
+    reports: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -57,30 +80,51 @@ def inspect(
     \b
     onnxcomp inspect in.onnx --passes
     onnxcomp inspect in.onnx -p "spatial(rank=64),depthwise(rank=1)" --data images.npz
+    onnxcomp inspect large.onnx --html large.html
     """
     from onnxcomp import modelio
-    from onnxcomp.cli.inspectiontables import print_inspection
     from onnxcomp.inspection import inspect_model
     from onnxcomp.intake import checked_model
-    from onnxcomp.report.schema import plain
+    from onnxcomp.report.inspectionview import inspection_document, inspection_view
+    from onnxcomp.report.terminal import make_console, print_view
+    from onnxcomp.report.writing import write_view
 
     path, wanted = _sorted_out(model, passes)
     talk.check_model(path)
+    files = _checked(html, reports)
     if data is not None and wanted is None:
         raise DataError("inspect reads --data only to predict what passes lose: give --passes as well")
     asked = _everything(quiet) if wanted in (None, _ALL) else _named(wanted or "")
-    loaded = modelio.load(path) if data is None else checked_model(path)
-    feeds = _prepared(loaded, data, preprocess, shapes)
-    with talk.progress_bar(1, quiet) as stage:
+    with talk.progress_bar(2, quiet) as stage:
+        loaded = modelio.load(path) if data is None else checked_model(path)
+        feeds = _prepared(loaded, data, preprocess, shapes)
         stage("inspect")
         inspection = inspect_model(loaded, asked, target, propose=wanted is not None, data=feeds)
-    if wanted not in (None, _ALL) and asked.keys() == inspection.refusals.keys():
-        raise InputError("; ".join(inspection.refusals.values()))
-    file_bytes = modelio.file_bytes(path)
+        if wanted not in (None, _ALL) and asked.keys() == inspection.refusals.keys():
+            raise InputError("; ".join(inspection.refusals.values()))
+        document = inspection_document(inspection, path, modelio.file_bytes(path))
+        if files:
+            stage("write")
+        for file in files:
+            write_view(document, inspection_view(document, full=True, order=order), file)
     if as_json:
-        talk.print_json({"schema": "onnxcomp.inspection/2", "bytes": file_bytes, **_flat(plain(inspection))})
+        talk.print_json(document)
     else:
-        print_inspection(inspection, file_bytes)
+        console = make_console()
+        narrow = console.width < _NARROW
+        print_view(inspection_view(document, full=False, order=order, top=top or None, narrow=narrow), console)
+
+
+def _checked(html: str | None, reports: tuple[str, ...]) -> tuple[str, ...]:
+    """The files to write; refused before anything slow begins."""
+    from onnxcomp.report.writing import check_report_path
+
+    if html is not None and Path(html).suffix.lower() != ".html":
+        raise InputError(f"--html {html!r}: the name must end in .html")
+    files = reports if html is None else (*reports, html)
+    for file in files:
+        check_report_path(file)
+    return files
 
 
 def _sorted_out(model: str | None, passes: str | None) -> tuple[str, str | None]:
@@ -127,9 +171,3 @@ def _prepared(model: ir.Model, data: str | None, preprocess: str | None, shapes:
         return None
     how = None if preprocess is None else Preprocess.parse(preprocess)
     return open_feeds(data, model, preprocess=how).unlabelled()
-
-
-def _flat(document: dict[str, Any]) -> dict[str, Any]:
-    """What the passes say of a layer stands beside what it is."""
-    document["layers"] = [{**layer, **layer.pop("answers")} for layer in document["layers"]]
-    return document

@@ -17,6 +17,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fold import fold
 from onnxcomp.proposals import Answers, ask_all, refusals_of
+from onnxcomp.structure import Structure, structure_of
 from onnxcomp.targets.target import load_target
 
 __all__ = ["Inspection", "Layer", "inspect_model"]
@@ -41,6 +42,7 @@ class Layer:
         output_shape: Shape of its first output, likewise.
         dtype: Type that its weights are stored in (int4 behind Cast and DequantizeLinear is int4).
         parameters: Elements of its weights and biases.
+        bytes: What these take in the file.
         macs: Multiply-accumulates at batch 1; None where a shape is unknown.
         answers: What the passes on single sites say about it.
     """
@@ -51,6 +53,7 @@ class Layer:
     output_shape: str
     dtype: str
     parameters: int
+    bytes: int
     macs: int | None
     answers: Answers
 
@@ -60,6 +63,7 @@ class Inspection:
     """A model at a glance.
 
     Attributes:
+        producer: What wrote the file, with its version; empty where it does not say.
         ir_version: ONNX IR version.
         opsets: Operator-set version by domain; the default domain is ``ai.onnx``.
         inputs: Name to type and shape.
@@ -67,6 +71,7 @@ class Inspection:
         cost: Parameters, MACs at batch 1 and bytes of the constants of the whole model.
         nodes: Number of nodes, bodies included.
         operators: Operator to how often it occurs, most frequent first.
+        structure: Types of the constants, what is shared, depth, whether it is quantized, what made it.
         layers: Weighted nodes in topological order, named as in the model.
         folded: What canonicalisation would change before any pass.
         asked: Specs of the passes that were asked, in order.
@@ -77,6 +82,7 @@ class Inspection:
         whole: Specs of the passes that work on the model as a whole, of which nothing is known before they run.
     """
 
+    producer: str
     ir_version: int
     opsets: Mapping[str, int]
     inputs: Mapping[str, str]
@@ -84,6 +90,7 @@ class Inspection:
     cost: Cost
     nodes: int
     operators: Mapping[str, int]
+    structure: Structure
     layers: tuple[Layer, ...]
     folded: tuple[str, ...]
     asked: tuple[str, ...]
@@ -127,6 +134,7 @@ def inspect_model(
     cost = model_cost(model)
     layers = (node for node in canonical.graph.all_nodes() if node.op_type in _LAYERS)
     return Inspection(
+        producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
         ir_version=model.ir_version,
         opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         inputs={value.name or "": _typed(value) for value in model.graph.inputs},
@@ -134,6 +142,7 @@ def inspect_model(
         cost=Cost(cost.parameters, model_cost(canonical).macs, cost.bytes),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         operators=_operators(model),
+        structure=structure_of(model),
         layers=tuple(_layer(n, by_node.get(n) or answers.get(origin_of(n)) or Answers()) for n in layers),
         folded=folded,
         asked=tuple(passes),
@@ -169,6 +178,7 @@ def _layer(node: ir.Node, answers: Answers) -> Layer:
         _shape(node.outputs[0] if node.outputs else None),
         "" if weights is None else weights.dtype.name.lower(),
         sum(_elements(tensor, value) for tensor, value in constants),
+        sum(tensor.nbytes for tensor, _ in constants),
         node_macs(node),
         answers,
     )

@@ -19,7 +19,7 @@ def test_inspect_lists_layers_and_what_passes_could_do(run: Any, cnn: Path) -> N
     got = run("inspect", cnn, "--json")
     assert got.code == 0, got.err
     document = json.loads(got.out)
-    assert document["schema"] == "onnxcomp.inspection/2"
+    assert document["schema"] == "onnxcomp.inspection/3"
     assert document["bytes"] == cnn.stat().st_size
     assert document["opsets"] == {"ai.onnx": 17}
     assert document["cost"]["parameters"] == 32 * 27 + 32 + 32 * 32 * 9 + 320 + 10
@@ -77,6 +77,47 @@ def test_inspect_prints_tables(run: Any, cnn: Path) -> None:
     for words in ("file size", "10.4 k", "conv2", "Nx32x16x16", "tucker2", "input x"):
         assert words in got.out
     assert run("inspect", cnn).out == got.out
+
+
+def test_inspect_writes_pages_and_reports(run: Any, cnn: Path, tmp_path: Path) -> None:
+    page, text, document = tmp_path / "page.html", tmp_path / "model.md", tmp_path / "model.json"
+    got = run("inspect", cnn, "--html", page, "--report", text, "--report", document, "--json")
+    assert got.code == 0, got.err
+    assert json.loads(document.read_text()) == json.loads(got.out)
+    for words in ("conv2", "Layers by MACs", "Left alone", "GlobalAveragePool"):
+        assert words in page.read_text("utf-8") and words in text.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--html", "page.md"), "--html 'page.md': the name must end in .html"),
+        (("--report", "model.txt"), "--report 'model.txt': the name must end in .json, .md, .html"),
+        (("--report", "none/model.md"), "the folder 'none' does not exist"),
+        (("--sort", "latency"), "'latency' is not one of 'macs', 'bytes', 'name', 'order'"),
+        (("--top", "-1"), "--top"),
+    ],
+)
+def test_inspect_refuses_before_it_looks(run: Any, cnn: Path, arguments: tuple[str, ...], words: str) -> None:
+    got = run("inspect", cnn, *arguments)
+    assert (got.code, got.out) == (2, "")
+    assert words in got.err
+
+
+def test_inspect_lists_as_many_layers_as_asked(run: Any, cnn: Path) -> None:
+    lines = run("inspect", cnn, "--top", "1").out.splitlines()
+    (rest,) = (line for line in lines if line.startswith("... and 2 more"))
+    assert lines[lines.index(rest) - 1].startswith("conv2")
+    assert "... and" not in run("inspect", cnn, "--top", "0", "--sort", "order").out
+
+
+def test_inspect_tells_what_made_a_file(run: Any, cnn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.onnx"
+    assert run("optimize", cnn, "-p", "tucker2(ranks=8x8)", "--objective", "macs", "-o", out).code == 0
+    assert ": tucker2(ranks=8x8)" in run("inspect", out).out
+    made = json.loads(run("inspect", out, "--json").out)["structure"]["made"]
+    assert made["passes"] == ["tucker2(ranks=8x8)"]
+    assert "conv2" in made["recipe"]["choices"][0]
 
 
 def test_inspect_leaves_the_model_alone(run: Any, cnn: Path) -> None:
