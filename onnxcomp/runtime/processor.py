@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxcomp.targets.target import Target
 
-__all__ = ["cpu_name", "rank_block", "saturates"]
+__all__ = ["cpu_name", "rank_block", "saturates", "vector_features"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _SAFE = {"avx_vnni", "avx512_vnni", "avx512vnni", "amx_int8"}
@@ -33,11 +33,28 @@ _BLOCKS = {
     "tensorrt": 16,
 }
 
+# What decides how fast kernels are, in the order in which it is told; ARM's own names are beside those in use.
+_FEATURES = {
+    **{name: (name,) for name in ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw")},
+    "avx512_vnni": ("avx512_vnni", "avx512vnni"),
+    **{name: (name,) for name in ("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")},
+    "neon": ("asimd", "neon"),
+    "fp16": ("asimdhp", "fphp"),
+    "dotprod": ("asimddp",),
+    **{name: (name,) for name in ("i8mm", "bf16", "sve", "sve2", "sme")},
+}
+
 
 def saturates(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether int8 products of full range can overflow here; False where the processor does not tell."""
     flags = _flags(cpuinfo)
     return "avx2" in flags and not _SAFE.intersection(flags)
+
+
+def vector_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...]:
+    """The vector features of this processor that decide how fast kernels are, such as ``avx2`` or ``dotprod``."""
+    flags = _flags(cpuinfo) or frozenset(_line(cpuinfo, "Features").split()) or _numpy_features()
+    return tuple(name for name, spellings in _FEATURES.items() if flags.intersection(spellings))
 
 
 def rank_block(target: Target, cpuinfo: Path = _CPUINFO) -> int:

@@ -21,12 +21,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.special import bdtr, bdtrik
 
 from onnxcomp import progress
 from onnxcomp.runtime.session import input_names, open_session, run
 
-__all__ = ["SAMPLE_S", "Runnable", "Speedup", "interleaved", "median_interval", "paired", "time_many"]
+__all__ = ["SAMPLE_S", "Runnable", "Speedup", "collector_off", "interleaved", "median_interval", "paired", "time_many"]
 
 Runnable: TypeAlias = ir.Model | bytes | str | Path | ort.InferenceSession
 
@@ -138,7 +138,10 @@ def median_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[f
     ordered = np.sort(values)
     count = len(ordered)
     # P(x_(k) > median) = P(Binomial(n, 1/2) < k); k is the largest rank that keeps this at (1 - level) / 2 or less.
-    rank = max(int(binom.ppf((1 - level) / 2, count, 0.5)), 1)
+    # This is scipy.stats.binom.ppf, whose module takes half a second to import.
+    tail = (1 - level) / 2
+    rank = math.ceil(float(bdtrik(tail, count, 0.5)))
+    rank = max(rank - 1 if float(bdtr(rank - 1, count, 0.5)) >= tail else rank, 1)
     return float(ordered[rank - 1]), float(ordered[count - rank])
 
 
@@ -185,7 +188,7 @@ def interleaved(
     repeats = [max(1, math.ceil(sample_s / _warm_up(call, warm_s, clock))) for call in calls]
     columns: list[list[float]] = []
     order = list(range(len(calls)))
-    with _no_gc(), progress.task("time", rounds) as advance:
+    with collector_off(), progress.task("time", rounds) as advance:
         stop = wall() + budget_s
         while len(columns) < _MIN_ROUNDS or (len(columns) < rounds and wall() < stop):
             column = [0.0] * len(calls)
@@ -219,9 +222,11 @@ def _sample(call: Callable[[], None], repeats: int, clock: Callable[[], float]) 
 
 
 @contextmanager
-def _no_gc() -> Generator[None]:
+def collector_off() -> Generator[None]:
+    """Let garbage collection wait until the end, after one last time."""
     was_enabled = gc.isenabled()
-    gc.collect()
+    if was_enabled:  # not once more where a caller has done it
+        gc.collect()
     gc.disable()
     try:
         yield
