@@ -193,9 +193,12 @@ def optimize(
         ),
         failures=(*outcome.failures, *verdict.failures),
         model=subject_of(intake.model, str(model) if isinstance(model, str | Path) else None),
-        layers=layers_of(start, outcome) if layers else (),
     )
     stamp(outcome.model, report, plan)
+    if layers:
+        tell("layers")
+        told, unknown = layers_of(start, outcome.model, outcome.steps, intake.scored or intake.data, threads)
+        report = replace(report, layers=told, warnings=(*report.warnings, *unknown))
     lean(outcome.model)
     written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))
     report = replace(report, after=written)

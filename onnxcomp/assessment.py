@@ -12,14 +12,18 @@ import onnx_ir as ir
 from onnxcomp import modelio
 from onnxcomp.backoff import Outcome
 from onnxcomp.budget import Budget
+from onnxcomp.compare import compare_models
+from onnxcomp.comparison.reading import check_inputs
 from onnxcomp.contract import Context, Pass, PassReport
 from onnxcomp.cost import model_cost
+from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.delivery import deliveries
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import InputError, ModelError
 from onnxcomp.evaluate import Quality, evaluate
+from onnxcomp.graph.edit import origin_of
 from onnxcomp.intake import Intake
 from onnxcomp.layerwise import Layer, layer_costs
-from onnxcomp.pipeline import PipelineReport, Snapshot, lowest_speed, time_models
+from onnxcomp.pipeline import PipelineReport, Snapshot, Step, lowest_speed, time_models
 from onnxcomp.runtime.timing import Speedup
 from onnxcomp.subject import operator_counts
 
@@ -27,6 +31,8 @@ __all__ = ["delivered", "layers_of", "not_slower", "qualities", "snapshot"]
 
 # Without evaluation data the outputs are compared on this many calibration samples.
 _COMPARED = 256
+# Errors of layers are measured on this many samples.
+_LAYER_SAMPLES = 32
 
 
 def not_slower(
@@ -81,16 +87,39 @@ def snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
     )
 
 
-def layers_of(start: ir.Model, outcome: Outcome) -> tuple[Layer, ...]:
-    """What became of every layer.
+def layers_of(
+    start: ir.Model, result: ir.Model, steps: Sequence[Step], feeds: Feeds | None, threads: int
+) -> tuple[tuple[Layer, ...], list[str]]:
+    """What became of every layer, and what could not be measured of it.
 
     Args:
         start: The input after canonicalisation.
-        outcome: What the passes made of it.
+        result: What the passes made of it, with its recipe in the metadata.
+        steps: What the passes did.
+        feeds: Samples to measure errors on; None: they are not known.
+        threads: Intra-op threads.
     """
-    kept = [step for step in outcome.steps if step.kept]
+    kept = [step for step in steps if step.kept]
     rewrites = [(step.spec.split("(", 1)[0], [change.site for change in step.report.changes]) for step in kept]
-    return layer_costs(start, outcome.model, rewrites)
+    layers = layer_costs(start, result, rewrites)
+    if not any(sites for _, sites in rewrites):
+        return layers, []
+    try:
+        noises = {} if feeds is None else _noises(start, result, feeds, threads)
+    except (InputError, ModelError) as error:
+        return layers, [f"the layers could not be compared: {error}"]
+    return tuple(replace(layer, sqnr=noises.get(layer.name)) for layer in layers), []
+
+
+def _noises(start: ir.Model, result: ir.Model, feeds: Feeds, threads: int) -> dict[str, float]:
+    """SQNR by layer, dB: of its output, behind the activation where one follows, which the runtime fuses."""
+    few = open_feeds(lambda: feeds.batches(_LAYER_SAMPLES), check_inputs(start, result))
+    compared = compare_models(start, result, few, attribute=0, threads=threads).layers
+    counting = [noise for noise in compared if noise.added is not None]
+    makers = {value.name: origin_of(node) for node in start.graph for value in node.outputs}
+    return {noise.layer: noise.sqnr for noise in reversed(counting)} | {
+        makers[noise.tensor]: noise.sqnr for noise in counting
+    }
 
 
 def delivered(
