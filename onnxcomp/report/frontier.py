@@ -71,6 +71,7 @@ def frontier_table(step: Document) -> Table:
         points.index(chosen),
         f"share of {_NAMES[scarce]} of the layers",
         "expected loss",
+        tuple(_amounts(point) for point in points),
     )
     return Table(
         title,
@@ -78,7 +79,15 @@ def frontier_table(step: Document) -> Table:
         tuple(tuple(row[i] for i in filled) for row in rows),
         frozenset(range(len(filled) - 1)),
         plot,
+        good=frozenset((line, len(filled) - 1) for line, row in enumerate(rows) if row[-1]),
     )
+
+
+def _amounts(point: Document) -> str:
+    """All that a point takes, in words."""
+    macs = "" if point["macs"] is None else f"{count(point['macs'])} MACs, "
+    time = "" if point["time_ms"] is None else f", {float(point['time_ms']):.3g} ms"
+    return f"{macs}{size(point['bytes'])}{time}"
 
 
 def candidates_table(step: Document) -> Table:
@@ -96,6 +105,7 @@ def candidates_table(step: Document) -> Table:
         tuple(columns[i] for i in filled),
         tuple(tuple(row[i] for i in filled) for row in rows),
         frozenset(range(2, len(filled) - 1)),
+        good=frozenset((line, len(filled) - 1) for line, row in enumerate(rows) if row[-1] == "chosen"),
     )
 
 

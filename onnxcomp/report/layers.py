@@ -12,6 +12,7 @@ from onnxcomp.report.text import count, decibels, ratio, size
 __all__ = ["layers_table"]
 
 Document = dict[str, Any]
+_SEEN = 1e-3  # of the longest bar: shorter ones are left out
 _LOUD = 200.0  # dB; what is more is no noise but rounding of doubles
 
 
@@ -65,21 +66,25 @@ def _milliseconds(value: float | None) -> str:
 
 
 def _panels(layers: list[Document]) -> list[tuple[str, Bars]]:
-    labels = tuple(layer["name"] for layer in layers)
     sides = ("before", "after")
-
-    def both(unit: str, values: dict[str, list[Any]]) -> Bars:
-        return Bars(labels, tuple((side, tuple(values[side])) for side in sides), unit)
-
     costs = {what: {side: [layer[side][what] for layer in layers] for side in sides} for what in ("bytes", "macs")}
     times = {side: [layer[f"{side}_ms"] for layer in layers] for side in sides}
-    noises = tuple(_noise(layer["sqnr"]) for layer in layers)
+    noises = [_noise(layer["sqnr"]) for layer in layers]
     return [
-        ("size", both("bytes", costs["bytes"])),
-        ("MACs", both("MACs", costs["macs"])),
-        ("latency", both("ms", times)),
-        ("error", Bars(labels, (("noise of its output", noises),), "noise / signal", log=True)),
+        ("size", _bars(layers, costs["bytes"], "bytes")),
+        ("MACs", _bars(layers, costs["macs"], "MACs")),
+        ("latency", _bars(layers, times, "ms")),
+        ("error", _bars(layers, {"noise of its output": noises}, "noise / signal", log=True)),
     ]
+
+
+def _bars(layers: list[Document], values: dict[str, list[Any]], unit: str, *, log: bool = False) -> Bars:
+    """Bars of the layers that have one to see."""
+    sizes = [max((own[k] or 0.0 for own in values.values()), default=0.0) for k in range(len(layers))]
+    least = 0.0 if log else _SEEN * max(sizes, default=0.0)
+    shown = [k for k, size in enumerate(sizes) if size > least]
+    series = tuple((name, tuple(own[k] for k in shown)) for name, own in values.items())
+    return Bars(tuple(layers[k]["name"] for k in shown), series, unit, log)
 
 
 def _noise(sqnr: Any) -> float | None:

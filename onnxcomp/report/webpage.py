@@ -27,6 +27,7 @@ __all__ = ["to_html"]
 
 _LONG = 12  # rows above which a table can be filtered, and is no taller than a window
 _WIDE = 24  # letters of a cell that is not squeezed
+_NUMBER = 12  # letters of a cell of numbers that is never broken, however narrow the page
 _FOLDED = 240  # letters of a cell of which only the beginning is seen, until it is opened
 _CONTENTS = 4  # sections above which a page lists them at its top
 
@@ -43,7 +44,9 @@ class _Section:
     def mark(self, row: int, column: int) -> str:
         """The classes of a cell."""
         names = ["n"] if column in self.table.right else []
-        names += ["t"] if not names and len(self.table.rows[row][column]) > _WIDE else []
+        letters = len(self.table.rows[row][column])
+        if letters > (_NUMBER if names else _WIDE):
+            names.append("w" if names else "t")
         names += ["good"] if (row, column) in self.table.good else []
         names += ["bad"] if (row, column) in self.table.bad else []
         return " ".join(names)
