@@ -105,6 +105,7 @@ class Examination:
         self, model: str | Path | ir.Model, against: str | Path | ir.Model | None, target: Target, given: Given
     ) -> None:
         self.target, self.given = target, given
+        self._told = False
         self.own = Specimen(model, given.shapes, "the model")
         self.base: Specimen | None = None
         if against is not None:
@@ -130,7 +131,15 @@ class Examination:
                 open_session(self.own.model, optimize="basic")
             return fates, ""
         except ModelError as error:
-            return (), f"ONNX Runtime cannot load the model: {str(error).split(': ', 1)[-1]}"
+            return (), self._reason(error)
+
+    def _reason(self, error: ModelError) -> str:
+        """Why the runtime does not load the model, with its own names: the proof gives the nodes others."""
+        try:
+            open_session(self.own.model)
+        except ModelError as own:
+            error = own
+        return f"the runtime does not load the model: {str(error).split(': ', 1)[-1]}"
 
     @property
     def problem(self) -> str:
@@ -143,9 +152,10 @@ class Examination:
         return None if self.problem else self._loaded[0]
 
     def runnable(self) -> None:
-        """Raise Unfit where the runtime does not load the model."""
+        """Raise Unfit where the runtime does not load the model; the reason is long, and said once."""
         if self.problem:
-            raise Unfit(self.problem)
+            told, self._told = self._told, True
+            raise Unfit("the runtime does not load the model, as said above" if told else self.problem)
 
     def paired(self) -> Specimen:
         """Return the base; raise Unfit where it cannot be run beside the model."""
@@ -190,12 +200,19 @@ class Examination:
             feeds = synthetic_feeds(self.own.model, self.given.seed, count=1, shapes=self.given.shapes)
         return dict(feeds.first(1))
 
-    def quality(self, *, paired: bool) -> Quality:
-        """Evaluate the model, beside its base if `paired`; Unfit where that cannot be done."""
+    def quality(self, *, paired: bool, labelled: bool) -> Quality:
+        """Evaluate the model, beside its base if `paired`.
+
+        Raises:
+            Unfit: That cannot be done.
+            DataError: The data have no labels and `labelled` asks for them, or they do not fit.
+        """
         self.runnable()
         base = self.paired() if paired else None
         feeds = self.feeds
         assert feeds is not None  # as for the base
+        if labelled:
+            feeds.require_labels()
         if base is not None:
             lost = [port.name for port in base.signature.outputs if port not in self.own.signature.outputs]
             if lost:

@@ -20,7 +20,6 @@ from onnxcomp.gate.examination import Examination, Specimen, Unfit
 from onnxcomp.gate.layers import LayerTimes
 from onnxcomp.gate.limits import Limits, in_words
 from onnxcomp.gate.line import Line, listed, skipped
-from onnxcomp.gate.pairing import layer_times
 from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.options import did_you_mean
 from onnxcomp.runtime.latency import Latency, PairedSpeed, latency_of, paired_speed
@@ -100,18 +99,21 @@ def _metadata(exam: Examination, limits: Limits) -> Iterator[Line]:
 
 
 def _fusion(exam: Examination, limits: Limits) -> Iterator[Line]:
-    if exam.fates is None:
-        yield skipped("fusion", "no layer in float", exam.problem)
-    else:
-        yield fusion.fusion_line(exam.fates, exam.own.origins, limits.allow_float)
+    try:
+        exam.runnable()
+    except Unfit as unfit:
+        yield skipped("fusion", "no layer in float", str(unfit))
+        return
+    yield fusion.fusion_line(exam.fates or (), exam.own.origins, limits.allow_float)
 
 
 def _quality(exam: Examination, limits: Limits) -> Iterator[Line]:
     """One pass over the data for all; where the base cannot go along, the limits that need none are judged alone."""
     asked = [name for name in _QUALITY if getattr(limits, name) is not None]
     paired = [name for name in asked if name in quality.PAIRED]
+    labelled = any(name in quality.LABELLED for name in asked)
     try:
-        yield from quality.quality_lines(exam.quality(paired=bool(paired)), limits)
+        yield from quality.quality_lines(exam.quality(paired=bool(paired), labelled=labelled), limits)
         return
     except Unfit as unfit:
         why = str(unfit)
@@ -178,7 +180,7 @@ def _speedup(exam: Examination, limits: Limits) -> Iterator[Line]:
     times: LayerTimes | None = None
     if limits.max_layer_slowdown is not None:
         try:
-            line, times = layers.layers_line(lambda attempt: layer_times(exam, attempt), limits.max_layer_slowdown)
+            line, times = layers.layers_line(lambda attempt: _layer_times(exam, attempt), limits.max_layer_slowdown)
             yield line
         except Unfit as unfit:
             name = "max_layer_slowdown"
@@ -195,9 +197,15 @@ def _speedup(exam: Examination, limits: Limits) -> Iterator[Line]:
             return paired_speed(*openers, against=limit, swapped=bool(attempt % 2), seed=seed)
 
         line, _ = speed.speedup_line(measure, limit)
-        yield line if line.passed else _explained(line, times or layer_times(exam, 0))
+        yield line if line.passed else _explained(line, times or _layer_times(exam, 0))
     except Unfit as unfit:
         yield skipped("min_speedup", in_words("min_speedup", limit), str(unfit))
+
+
+def _layer_times(exam: Examination, attempt: int) -> LayerTimes:
+    from onnxcomp.gate.pairing import layer_times  # what profiles takes a tenth of a second to import
+
+    return layer_times(exam, attempt)
 
 
 def _explained(line: Line, times: LayerTimes) -> Line:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from onnxcomp.gate.limits import in_words
 from onnxcomp.gate.line import Line, listed
@@ -83,7 +83,7 @@ def slower_layers(measured: Sequence[LayerTimes], limit: float, seed: int = 0) -
     ratios = [_ratios(times)[found] for times in measured]
     # The rounds of all measurements as one series: how sessions differ is what _SESSION stands for.
     medians, errors, freedom = median_errors([np.concatenate(ratios, axis=1)], seed=seed)
-    lows = medians - np.asarray(student.ppf(1 - _LEVEL / _counted(measured[0]).size, freedom)) * errors
+    lows = medians - np.asarray(stdtrit(freedom, 1 - _LEVEL / _counted(measured[0]).size)) * errors
     bases, others = (_medians([getattr(times, side) for times in measured])[found] for side in ("base", "other"))
     layers = [
         SlowLayer(measured[0].names[layer], float(ratio), float(low), float(base), float(other))

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 __all__ = ["Interval", "block_length", "median_errors", "median_interval"]
 
@@ -195,4 +194,4 @@ def _freedom(total: Float, within: Float, lengths: Sequence[int]) -> Float:
 def _stretch(total: float, within: float, lengths: Sequence[int], level: float) -> float:
     freedom = float(_freedom(np.array([total]), np.array([within]), lengths)[0])
     quantile = (1 + level) / 2
-    return float(student.ppf(quantile, freedom) / norm.ppf(quantile)) * math.sqrt((freedom + 1) / freedom)
+    return float(stdtrit(freedom, quantile) / ndtri(quantile)) * math.sqrt((freedom + 1) / freedom)
