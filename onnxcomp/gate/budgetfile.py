@@ -41,6 +41,7 @@ __all__ = ["budget_from_yaml", "load_budget"]
 _SECTIONS = ("target", "fusion", "ops", "opset", "inputs", "outputs", "metadata")
 # A budget is a page of text; a file of another kind is not worth parsing, and aliases of aliases are a bomb.
 _MOST = 1 << 20
+_DEEPEST = 4
 
 
 def load_budget(path: str | Path) -> Limits:
@@ -96,7 +97,11 @@ def budget_from_yaml(text: str) -> Limits:
 
 def _composed(text: str) -> yaml.Node:
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise InputError("budget: nested too deeply; a budget has sections, and lists in them")
             if isinstance(event, yaml.AliasEvent):
                 where = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
                 raise InputError(f"budget{where}: an alias (*{event.anchor}); write the value out")
@@ -106,8 +111,6 @@ def _composed(text: str) -> yaml.Node:
         raise InputError(f"budget{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise InputError(f"budget: not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise InputError("budget: not valid YAML: nested too deeply") from None
     if root is None:
         raise InputError("budget: the file sets no limit; one line is a budget, such as 'max_size: 4MB'")
     return root

@@ -12,8 +12,8 @@ from onnxcomp.errors import ModelError
 from onnxcomp.gate.examination import Examination, Unfit
 from onnxcomp.gate.layers import LayerTimes
 from onnxcomp.runtime.measuring import Effort, Measured, Subject, measure
+from onnxcomp.runtime.pairprofile import groups_of
 from onnxcomp.runtime.profilercost import profiler_cost
-from onnxcomp.runtime.profiling import by_layer
 from onnxcomp.runtime.settings import SessionSettings
 
 __all__ = ["layer_times"]
@@ -45,21 +45,16 @@ def layer_times(exam: Examination, attempt: int) -> LayerTimes:
         found = [subject.finish(cost) for subject in subjects]
     if attempt % 2:
         found.reverse()
-    ours, theirs = (_by_round(one) for one in found)
-    names = tuple(dict.fromkeys((*ours, *theirs)))
-    rounds = min(len(one.rounds) for one in found)
-    absent = np.zeros(rounds)
+    ours, theirs = found
+    groups = groups_of(ours.attributions, theirs.attributions)
+    rounds = min(len(ours.rounds), len(theirs.rounds))
     return LayerTimes(
-        names,
-        np.stack([ours.get(name, absent)[:rounds] for name in names]),
-        np.stack([theirs.get(name, absent)[:rounds] for name in names]),
+        tuple(group.layer for group in groups),
+        np.stack([_series(ours, group.base)[:rounds] for group in groups]),
+        np.stack([_series(theirs, group.other)[:rounds] for group in groups]),
     )
 
 
-def _by_round(measured: Measured) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each layer in each round, float64 [rounds]: the median of the round's runs."""
-    layers = by_layer(measured.attributions)
-    return {
-        layer: np.array([np.median(measured.times[runs][:, places].sum(axis=1)) for runs in measured.rounds])
-        for layer, places in layers.items()
-    }
+def _series(measured: Measured, places: tuple[int, ...]) -> NDArray[np.float64]:
+    """Milliseconds of some kernels in each round, float64 [rounds]: the median of the round's runs."""
+    return np.array([np.median(measured.times[runs][:, places].sum(axis=1)) for runs in measured.rounds])

@@ -43,7 +43,7 @@ metadata:
 
 def test_every_limit_can_be_in_a_budget() -> None:
     limits = budget_from_yaml(FULL)
-    assert set(limits.asked()) == {name for name in Limits.__dataclass_fields__}
+    assert set(limits.asked()) == set(Limits.__dataclass_fields__)
     assert limits.max_size == 4 * 2**20
     assert limits.max_memory == 64 * 2**20
     assert limits.max_params == 1_500_000
@@ -87,7 +87,7 @@ def test_layers_that_need_not_be_fused() -> None:
         ("? [a, b]\n: 1", r"line 1: the budget: a key must be a word"),
         ("a: \x00", "not valid YAML"),
         ("target: [x]", "line 1: target: expected one value"),
-        ("[" * 3000, "nested too deeply|not valid YAML"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_a_budget_cannot_say(text: str, words: str) -> None:
