@@ -24,6 +24,7 @@ from onnxcomp.cli.completion import VARIABLE, answer, completion
 from onnxcomp.cli.inspection import inspect
 from onnxcomp.cli.listing import passes
 from onnxcomp.cli.optimization import optimize
+from onnxcomp.cli.profiling import profile
 from onnxcomp.cli.retargeting import retarget
 from onnxcomp.cli.schemas import schema
 from onnxcomp.cli.talk import DEBUG, fail
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for _command in (optimize, calibrate, inspect, passes, compare, check, retarget, completion, schema):
+for _command in (optimize, calibrate, inspect, passes, profile, compare, check, retarget, completion, schema):
     cli.add_command(_command)
 
 
