@@ -27,7 +27,8 @@ from onnxcomp.report.text import printable
 __all__ = ["Bar"]
 
 _TICK_S = 0.25
-_NARROW = 60
+# Letters of a line: below, the bar is short; above, it does not grow.
+_NARROW, _WIDE = 60, 110
 
 
 class Bar:
@@ -147,7 +148,10 @@ def _lines(console: Console) -> Progress:
     """Two lines that fit into the terminal, in characters that it has."""
     plain = not console.encoding.startswith("utf")
     narrow = console.width < _NARROW
-    name = Column(ratio=1, no_wrap=True, overflow="crop" if plain else "ellipsis")
+    wide = console.width > _WIDE
+    name = Column(
+        ratio=None if wide else 1, width=48 if wide else None, no_wrap=True, overflow="crop" if plain else "ellipsis"
+    )
     return Progress(
         TextColumn("{task.description}", markup=False, table_column=name),
         BarColumn(bar_width=8 if narrow else 24),
@@ -156,7 +160,7 @@ def _lines(console: Console) -> Progress:
         console=console,
         transient=True,
         auto_refresh=False,
-        expand=True,
+        expand=not wide,
         redirect_stdout=False,  # it is the result, and may go elsewhere
         get_time=time.monotonic,
         speed_estimate_period=300,

@@ -130,8 +130,10 @@ def logged(*, quiet: bool, verbose: bool, log_file: str | None, others: tuple[st
 def _opened(path: str, others: tuple[str, ...], own: Voice) -> logging.Handler:
     """Open the log, before anything slow begins."""
     place = Path(path)
+    if not path:
+        raise InputError("--log-file '' is no file name")
     for other in others:
-        if other and (other == path or (place.exists() and Path(other).exists() and place.samefile(other))):
+        if os.path.realpath(other) == os.path.realpath(path):  # a pass or a target is no path, but may look like one
             raise InputError(f"--log-file {path!r} is a file that the command works with; the log would overwrite it")
     if place.is_dir():
         raise InputError(f"--log-file {path!r} is a folder; give a file name")

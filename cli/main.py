@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command's module, so that ``--
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from tempfile import gettempdir
 from types import FrameType
 
 import click
@@ -36,6 +38,7 @@ _BAD_CALL = 2
 _INTERNAL = 3
 _INTERRUPTED = 130
 _TERMINATED = 143
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Terminated(BaseException):
@@ -87,10 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _FULL:
+            return _bug(error, debug)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail again at the end
+        what = f"neither what is printed nor temporary files in {gettempdir()!r} may find room"
+        return _fail(f"{error.strerror}: {what}", _INTERNAL, debug)
     except Exception as error:  # the last resort: whatever is not one of ours is a bug, and says so
-        reason = next(iter(str(error).splitlines()), "")
-        advice = "" if debug else "\nthis is a bug in onnxcomp; run again with --debug for the traceback"
-        return _fail(f"internal error: {type(error).__name__}: {reason}{advice}", _INTERNAL, debug)
+        return _bug(error, debug)
     return 0
 
 
@@ -127,6 +134,12 @@ def _orderly_end() -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    reason = next(iter(str(error).splitlines()), "")
+    advice = "" if debug else "\nthis is a bug in onnxcomp; run again with --debug for the traceback"
+    return _fail(f"internal error: {type(error).__name__}: {reason}{advice}", _INTERNAL, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

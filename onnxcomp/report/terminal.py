@@ -107,5 +107,12 @@ def _style(table: Table, cell: tuple[int, int]) -> str:
 
 def make_console() -> Console:
     """A console on stdout: as wide as the terminal, and wide enough for tables where it is a pipe or a file."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+    console = _Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else _Console(highlight=False, width=_PIPE_WIDTH)
+
+
+class _Console(Console):
+    """Where the reader leaves, as `head` does, the caller hears of it; rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
