@@ -197,7 +197,8 @@ def optimize(
     stamp(outcome.model, report, plan)
     if layers:
         tell("layers")
-        told, unknown = layers_of(start, outcome.model, outcome.steps, intake.scored or intake.data, threads)
+        timed = aim.host and objective == "latency" and replay is None
+        told, unknown = layers_of(intake, start, outcome.model, outcome.steps, threads, timed=timed)
         report = replace(report, layers=told, warnings=(*report.warnings, *unknown))
     lean(outcome.model)
     written = replace(report.after, bytes=modelio.serialized_bytes(outcome.model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from onnxcomp.graph.edit import origin_of
 from onnxcomp.intake import Intake
 from onnxcomp.layerwise import Layer, layer_costs
 from onnxcomp.pipeline import PipelineReport, Snapshot, Step, lowest_speed, time_models
+from onnxcomp.runtime.measuring import Effort
+from onnxcomp.runtime.pairprofile import profile_layers
+from onnxcomp.runtime.settings import SessionSettings
 from onnxcomp.runtime.timing import Speedup
 from onnxcomp.subject import operator_counts
 
@@ -33,6 +36,10 @@ __all__ = ["delivered", "layers_of", "not_slower", "qualities", "snapshot"]
 _COMPARED = 256
 # Errors of layers are measured on this many samples.
 _LAYER_SAMPLES = 32
+# Their times are for a figure, where no verdict hangs on them.
+_LAYER_EFFORT = Effort(runs=200, budget_s=2.0)
+
+Times = tuple[float | None, float | None]
 
 
 def not_slower(
@@ -88,27 +95,51 @@ def snapshot(model: ir.Model, quality: Quality | None) -> Snapshot:
 
 
 def layers_of(
-    start: ir.Model, result: ir.Model, steps: Sequence[Step], feeds: Feeds | None, threads: int
+    intake: Intake, start: ir.Model, result: ir.Model, steps: Sequence[Step], threads: int, *, timed: bool
 ) -> tuple[tuple[Layer, ...], list[str]]:
     """What became of every layer, and what could not be measured of it.
 
     Args:
+        intake: The input, and the samples to measure errors and times on.
         start: The input after canonicalisation.
         result: What the passes made of it, with its recipe in the metadata.
         steps: What the passes did.
-        feeds: Samples to measure errors on; None: they are not known.
         threads: Intra-op threads.
+        timed: Whether times are taken.
     """
     kept = [step for step in steps if step.kept]
     rewrites = [(step.spec.split("(", 1)[0], [change.site for change in step.report.changes]) for step in kept]
     layers = layer_costs(start, result, rewrites)
     if not any(sites for _, sites in rewrites):
         return layers, []
+    scored = intake.scored or intake.data
+    noises: dict[str, float] = {}
+    times: dict[str, Times] = {}
+    remarks: list[str] = []
     try:
-        noises = {} if feeds is None else _noises(start, result, feeds, threads)
+        noises = {} if scored is None else _noises(start, result, scored, threads)
     except (InputError, ModelError) as error:
-        return layers, [f"the layers could not be compared: {error}"]
-    return tuple(replace(layer, sqnr=noises.get(layer.name)) for layer in layers), []
+        remarks.append(f"the layers could not be compared: {error}")
+    try:
+        times = {} if intake.feeds is None or not timed else _times(intake.model, result, intake.feeds, threads)
+    except (InputError, ModelError) as error:
+        remarks.append(f"the layers could not be timed: {error}")
+    return tuple(_measured(layer, noises, times) for layer in layers), remarks
+
+
+def _measured(layer: Layer, noises: Mapping[str, float], times: Mapping[str, Times]) -> Layer:
+    before, after = times.get(layer.name, (None, None))
+    return replace(layer, before_ms=before, after_ms=after, sqnr=noises.get(layer.name))
+
+
+def _times(before: ir.Model, after: ir.Model, feeds: Feeds, threads: int) -> dict[str, Times]:
+    """Milliseconds a run by layer, before and after; None where the runtime has no kernel for it."""
+    settings = SessionSettings(threads=threads)
+    pairs = profile_layers(before, after, feeds.first(1), settings=settings, effort=_LAYER_EFFORT)
+    return {
+        pair.layer: (pair.base_ms if pair.base_kernels else None, pair.other_ms if pair.other_kernels else None)
+        for pair in pairs
+    }
 
 
 def _noises(start: ir.Model, result: ir.Model, feeds: Feeds, threads: int) -> dict[str, float]:

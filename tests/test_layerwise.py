@@ -13,6 +13,7 @@ import onnxcomp
 from onnxcomp.cost import Cost, model_cost
 from onnxcomp.graph.fold import canonicalise
 from onnxcomp.layerwise import Layer, layer_costs
+from onnxcomp.runtime.timing import Speedup
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -84,3 +85,15 @@ def test_layers_that_are_gone_and_nodes_that_are_new(parsed: Callable[..., ir.Mo
     found = {layer.name: layer for layer in layer_costs(model, result, [])}
     assert list(found) == ["a", "b", "y", "new"]
     assert found["b"].nodes == 0 and found["new"].nodes == 1 and found["new"].before == Cost(0, 0, 0)
+
+
+def test_layers_are_timed_where_the_model_is(stack: ir.Model, samples: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faster(*models: object, **options: object) -> Speedup:
+        return Speedup(1.5, 1.4, 1.6, 1.5, 1.0, 100)
+
+    monkeypatch.setattr("onnxcomp.pipeline.paired", faster)
+    result = onnxcomp.optimize(stack, "int8", data=samples, layers=True)
+    layers = {layer.name: layer for layer in result.report.layers}
+    assert (layers["b"].before_ms or 0) > 0 and (layers["b"].after_ms or 0) > 0 and layers["b"].nodes > 1
+    again = onnxcomp.optimize(stack, "int8", data=samples, layers=True, replay=result.report.choices)
+    assert all(layer.before_ms is None for layer in again.report.layers)

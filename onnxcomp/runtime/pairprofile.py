@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,7 +29,7 @@ from onnxcomp.runtime.profiling import Profile, profile_of
 from onnxcomp.runtime.session import input_names, open_with, run
 from onnxcomp.runtime.settings import SessionSettings
 
-__all__ = ["Group", "LayerPair", "PairProfile", "Verdict", "groups_of", "profile_pair", "verdict"]
+__all__ = ["Group", "LayerPair", "PairProfile", "Verdict", "groups_of", "profile_layers", "profile_pair", "verdict"]
 
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
@@ -139,16 +139,8 @@ def profile_pair(
     check_inputs(base, other)
     feeds = [cast_feed(model, feed) for model in (base, other)]
     machine = this_machine()
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
-        subjects = [
-            Subject(model, own, settings, Path(folder) / str(k))
-            for k, (model, own) in enumerate(zip((base, other), feeds, strict=True))
-        ]
-        limit = effort.budget_s * (1 - _SPEED_SHARE)
-        measure(subjects, Effort(effort.runs, effort.warmup, limit))
-        cost = profiler_cost(settings)
-        ours, theirs = (subject.finish(cost) for subject in subjects)
-        del subjects
+    limit = effort.budget_s * (1 - _SPEED_SHARE)
+    ours, theirs = _traced((base, other), feeds, settings, replace(effort, budget_s=limit))
     speed = paired_speed(
         _opener(base, feeds[0], settings),
         _opener(other, feeds[1], settings),
@@ -220,6 +212,38 @@ def _joined(parts: Iterable[tuple[str, ...]]) -> dict[str, str]:
             parent.setdefault(name, name)
             parent[top(name)] = top(part[0])
     return {name: top(name) for name in parent}
+
+
+def profile_layers(
+    base: ir.Model,
+    other: ir.Model,
+    feed: Feed,
+    *,
+    settings: SessionSettings | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> tuple[LayerPair, ...]:
+    """The layers of `profile_pair` alone, without what tells how much faster the whole model is."""
+    settings, effort = settings or SessionSettings(), effort or Effort()
+    check_inputs(base, other)
+    feeds = [cast_feed(model, feed) for model in (base, other)]
+    return _layers(*_traced((base, other), feeds, settings, effort), seed)
+
+
+def _traced(
+    models: tuple[ir.Model, ir.Model], feeds: Sequence[Feed], settings: SessionSettings, effort: Effort
+) -> tuple[Measured, Measured]:
+    """Both models run in turns."""
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
+        subjects = [
+            Subject(model, own, settings, Path(folder) / str(k))
+            for k, (model, own) in enumerate(zip(models, feeds, strict=True))
+        ]
+        measure(subjects, effort)
+        cost = profiler_cost(settings)
+        base, other = (subject.finish(cost) for subject in subjects)
+        del subjects
+    return base, other
 
 
 def _layers(base: Measured, other: Measured, seed: int) -> tuple[LayerPair, ...]:
