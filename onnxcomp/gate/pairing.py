@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnxcomp.gate.examination import Examination, Unfit
 from onnxcomp.gate.layers import LayerTimes
 from onnxcomp.runtime.measuring import Effort, Measured, Subject, measure
 from onnxcomp.runtime.pairprofile import groups_of
-from onnxcomp.runtime.profilercost import profiler_cost
+from onnxcomp.runtime.profilercost import ProfilerCost, profiler_cost
 from onnxcomp.runtime.settings import SessionSettings
 
 __all__ = ["layer_times"]
@@ -41,7 +42,7 @@ def layer_times(exam: Examination, attempt: int) -> LayerTimes:
                     raise ModelError(f"--against: {error}") from None
                 raise Unfit(str(error)) from error
         measure(subjects, _EFFORT)
-        cost = profiler_cost(settings)
+        cost = _cost(settings)
         found = [subject.finish(cost) for subject in subjects]
     if attempt % 2:
         found.reverse()
@@ -53,6 +54,12 @@ def layer_times(exam: Examination, attempt: int) -> LayerTimes:
         np.stack([_series(ours, group.base)[:rounds] for group in groups]),
         np.stack([_series(theirs, group.other)[:rounds] for group in groups]),
     )
+
+
+@cache
+def _cost(settings: SessionSettings) -> ProfilerCost:
+    """What the profiler costs, measured once: it is the same for both models and for every attempt."""
+    return profiler_cost(settings)
 
 
 def _series(measured: Measured, places: tuple[int, ...]) -> NDArray[np.float64]:
