@@ -144,7 +144,7 @@ def _remedy(document: Document) -> str:
     """What makes an interval narrower."""
     threads, cores = document["settings"]["threads"], document["machine"]["cores"]
     fewer = f"; use {cores} threads at most" if threads > cores else ""
-    return f"measure longer (--budget), on a quiet machine, with cores of your own (taskset){fewer}"
+    return f"measure longer (--runs, --budget), on a quiet machine, with cores of your own (taskset){fewer}"
 
 
 def _warnings(document: Document) -> Iterable[str]:

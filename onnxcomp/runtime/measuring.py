@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxcomp import progress
-from onnxcomp.errors import InputError
+from onnxcomp.errors import InputError, ModelError
 from onnxcomp.runtime.attribution import Attribution, attribute
 from onnxcomp.runtime.optimised import open_dumped, tokenised
 from onnxcomp.runtime.profilercost import ProfilerCost
@@ -25,7 +25,7 @@ from onnxcomp.runtime.settings import SessionSettings
 from onnxcomp.runtime.timing import collector_off
 from onnxcomp.runtime.trace import TracedKernel, read_trace
 
-__all__ = ["Effort", "Measured", "Subject", "calm", "measure"]
+__all__ = ["Effort", "Measured", "Subject", "adjustment_of", "calm", "measure"]
 
 Times: TypeAlias = NDArray[np.float64]
 
@@ -110,7 +110,7 @@ class Measured:
         kernels: What the runtime's profiler says of each.
         times: Of each kernel, the profiler's own cost taken out, float64 [profiled runs, kernels].
         costs: What was taken out, as chains of small nodes tell it, float64 [profiled runs, kernels].
-        adjustment: What that was multiplied with, so that it fits the model; see :meth:`Subject.finish`.
+        adjustment: What that was multiplied with, so that it fits the model; see :func:`adjustment_of`.
         raw: Of each kernel, as the runtime gives it, float64 [profiled runs, kernels].
         profiled: Of each run with the profiler, float64 [profiled runs].
         outside: What of that lies outside of the kernels, float64 [profiled runs].
@@ -158,9 +158,11 @@ class Subject:
         twin = tokenised(model)
         traced, graph = open_dumped(twin, settings, folder / "trace")
         kernels = list(graph.graph)
+        if not kernels:
+            raise ModelError("the runtime has nothing to compute in this model, and there is nothing to profile")
         self.attributions = attribute(model, kernels)
         self.plain, self.traced = _Recorded(plain, own), _Recorded(traced, own)
-        self._names = [kernel.name or "" for kernel in kernels]
+        self._nodes = [(kernel.name or "", kernel.op_type) for kernel in kernels]
         self.events = len(kernels) + _EVENTS_BESIDE
         if any(_has_body(kernel) for kernel in kernels):
             self.events = _count_events(_Recorded(open_with(twin, settings, trace=folder / "probe"), own))
@@ -171,13 +173,13 @@ class Subject:
         What the profiler costs differs a little from model to model. How much is seen where the model runs with it and
         without it: the even rounds adjust the cost to the model, within limits, and the odd rounds check the result.
         """
-        trace = read_trace(Path(str(self.traced.session.end_profiling())), self._names)
+        trace = read_trace(Path(str(self.traced.session.end_profiling())), self._nodes)
         each = np.array([cost.of(kernel) for kernel in trace.kernels])
         rows = np.concatenate([np.array(own, np.int64) for own in self.traced.kept])
         ends = np.cumsum([len(own) for own in self.traced.kept])
         spans = trace.spans[rows] / 1e3
         costs = (each + each.mean() * trace.inner[rows]) / 1e3  # those of kernels in bodies are not told one by one
-        adjustment = self._adjustment(float(costs.sum(axis=1).mean()))
+        adjustment = adjustment_of(self.traced.seconds, self.plain.seconds, float(costs.sum(axis=1).mean()) / 1e3)
         profiled = self.traced.milliseconds()
         return Measured(
             self.attributions,
@@ -187,18 +189,26 @@ class Subject:
             adjustment,
             trace.durations[rows] / 1e3,
             profiled,
-            profiled - spans.sum(axis=1),
+            profiled - spans.sum(axis=1) - cost.run / 1e3,
             tuple(np.split(np.arange(len(rows)), ends[:-1])),
             self.plain.milliseconds(),
             self.plain.milliseconds(1, 2) if len(self.plain.seconds) > 1 else self.plain.milliseconds(),
         )
 
-    def _adjustment(self, cost_ms: float) -> float:
-        if len(self.plain.seconds) < _LEAST_ROUNDS or cost_ms <= 0.0:
-            return 1.0
-        profiled, plain = (session.milliseconds(0, 2) for session in (self.traced, self.plain))
-        more = float(profiled[calm(profiled)].mean() - plain[calm(plain)].mean())
-        return float(np.clip(more / cost_ms, 1 / _ADJUSTMENT, _ADJUSTMENT))
+
+def adjustment_of(profiled: Sequence[Sequence[float]], plain: Sequence[Sequence[float]], cost: float) -> float:
+    """What the profiler's cost has to be multiplied with to fit a model, within limits; 1 with too few rounds.
+
+    Args:
+        profiled: Times of the runs with the profiler, round by round, in seconds; only every second round is used.
+        plain: The same without it.
+        cost: Of a run, as chains of small nodes tell it, in seconds.
+    """
+    if len(plain) < _LEAST_ROUNDS or cost <= 0.0:
+        return 1.0
+    slow, fast = (np.concatenate([np.array(own) for own in rounds[::2]]) for rounds in (profiled, plain))
+    more = float(slow[calm(slow)].mean() - fast[calm(fast)].mean())
+    return float(np.clip(more / cost, 1 / _ADJUSTMENT, _ADJUSTMENT))
 
 
 def calm(times: Times) -> NDArray[np.int64]:

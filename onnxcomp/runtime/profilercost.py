@@ -42,15 +42,17 @@ _SUMMANDS = 8
 
 @dataclass(frozen=True, slots=True)
 class ProfilerCost:
-    """Microseconds that the profiler takes for each kernel.
+    """Microseconds that the profiler takes.
 
     Attributes:
-        node: Whatever the kernel is.
+        run: For each run.
+        node: For each kernel, whatever it is.
         tensor: For each input and output.
         axis: For each axis of these.
         parallel: Where its work was put before the threads.
     """
 
+    run: float
     node: float
     tensor: float
     axis: float
@@ -63,21 +65,24 @@ class ProfilerCost:
 
 
 def profiler_cost(settings: SessionSettings) -> ProfilerCost:
-    """Measure the profiler in sessions of these settings; takes a fifth of a second."""
+    """Measure the profiler in sessions of these settings; takes a third of a second."""
     plain = replace(settings, optimization="off")  # nothing may be fused or folded
-    chains = (*_CHAINS, _SHARED_OUT) if settings.threads > 1 else _CHAINS
-    found = [_measured(_chain(operators, shape), np.full(shape, 0.1, np.float32), plain) for operators, shape in chains]
-    traits = np.array([row for row, _ in found])
-    node, tensor, axis, parallel = (float(v) for v in nnls(traits, np.array([cost for _, cost in found]))[0])
-    return ProfilerCost(node, tensor, axis, parallel)
+    chains = [(*chain, _NODES) for chain in (*_CHAINS, *([_SHARED_OUT] if settings.threads > 1 else []))]
+    found = [_measured(*chain, plain) for chain in [*chains, (*_CHAINS[0], 1)]]
+    counts = np.array([row for row, _ in found])
+    run, node, tensor, axis, parallel = (float(part) for part in nnls(counts, np.array([cost for _, cost in found]))[0])
+    return ProfilerCost(run, node, tensor, axis, parallel)
 
 
 def _traits(kernel: TracedKernel) -> tuple[float, float, float, float]:
     return 1.0, float(kernel.tensors), float(kernel.axes), float(kernel.parallel)
 
 
-def _measured(model: bytes, value: NDArray[np.float32], settings: SessionSettings) -> tuple[NDArray[np.float64], float]:
-    """What the nodes of a chain are like on average, and what the profiler takes for each, in microseconds."""
+def _measured(
+    operators: tuple[str, ...], shape: tuple[int, ...], length: int, settings: SessionSettings
+) -> tuple[list[float], float]:
+    """How often a run of a chain has what the profiler takes time for, and how long it takes for all, microseconds."""
+    model, value = _chain(operators, shape, length), np.full(shape, 0.1, np.float32)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
         plain, profiled = open_with(model, settings), open_with(model, settings, trace=Path(folder) / "chain")
         more: list[float] = []
@@ -85,9 +90,10 @@ def _measured(model: bytes, value: NDArray[np.float32], settings: SessionSetting
             for _ in range(_ROUNDS):
                 without = _taken(plain, value)
                 more.append(_taken(profiled, value) - without)
-        trace = read_trace(Path(str(profiled.end_profiling())), [_name(i) for i in range(_NODES)])
-    traits = np.array([_traits(kernel) for kernel in trace.kernels]).mean(axis=0)
-    return traits, max(float(np.median(more)) * 1e6 / _NODES, 0.0)
+        nodes = [(_name(i), operators[i % len(operators)]) for i in range(length)]
+        trace = read_trace(Path(str(profiled.end_profiling())), nodes)
+    counts = np.array([_traits(kernel) for kernel in trace.kernels]).sum(axis=0)
+    return [1.0, *(float(count) for count in counts)], max(float(np.median(more)) * 1e6, 0.0)
 
 
 def _taken(session: ort.InferenceSession, value: NDArray[np.float32]) -> float:
@@ -106,7 +112,7 @@ def _name(i: int) -> str:
     return f"@{i}@0_in_a_chain"
 
 
-def _chain(operators: tuple[str, ...], shape: tuple[int, ...]) -> bytes:
+def _chain(operators: tuple[str, ...], shape: tuple[int, ...], length: int) -> bytes:
     channels = shape[1]
     constants = {
         "same": np.full(shape, 0.1, np.float32),
@@ -120,7 +126,7 @@ def _chain(operators: tuple[str, ...], shape: tuple[int, ...]) -> bytes:
         "Transpose": {"perm": list(range(len(shape)))},
     }
     nodes: list[NodeProto] = []
-    for i in range(_NODES):
+    for i in range(length):
         kind = operators[i % len(operators)]
         inputs = [f"v{i}", *more.get(kind, ())]
         nodes.append(helper.make_node(kind, inputs, [f"v{i + 1}"], name=_name(i), **attributes.get(kind, {})))
@@ -129,7 +135,7 @@ def _chain(operators: tuple[str, ...], shape: tuple[int, ...]) -> bytes:
         nodes,
         "chain",
         [helper.make_tensor_value_info("v0", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(f"v{_NODES}", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"v{length}", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(array, name) for name, array in constants.items() if name in read],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)

@@ -101,7 +101,7 @@ class Agreement:
         difference: By what share the first parts from the second; above 0: it is more.
         unadjusted: The same, with the profiler's cost as chains of small nodes tell it.
         adjustment: By what that was multiplied, so that the cost fits the model; 1 / 1.35 to 1.35.
-        profiler_ms: What the profiler costs a run, milliseconds; it was taken out.
+        profiler_ms: What the profiler costs a run in its kernels, milliseconds; it was taken out.
         raw_ms: The kernels' times as the runtime gives them, the profiler's cost inside, milliseconds a run.
     """
 

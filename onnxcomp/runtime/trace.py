@@ -8,6 +8,7 @@ the beginnings of neighbours are right on average, as the cuts fall anywhere. :a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,20 +76,20 @@ class _Run:
     end: float
 
 
-def read_trace(path: Path, names: Sequence[str]) -> Trace:
+def read_trace(path: Path, nodes: Sequence[tuple[str, str]]) -> Trace:
     """Read a profile.
 
     Args:
         path: The runtime's file.
-        names: The nodes of the main graph of the runtime's own model, in order: what else the profile holds ran inside
-            of bodies.
+        nodes: Name and operator of the nodes of the main graph of the runtime's own model, in order: what else the
+            profile holds ran inside of bodies.
 
     Raises:
         OnnxcompError: The runs do not follow these nodes.
     """
     with path.open(encoding="utf-8") as file:
         events = cast("list[dict[str, Any]]", json.load(file, object_hook=_slim))
-    runs = list(_runs(events, names))
+    runs = list(_runs(events, [_expected(*node) for node in nodes]))
     if not runs:
         raise OnnxcompError("the runtime's profile holds no run")
     begins = np.array([[event["ts"] for event in run.outer] for run in runs], np.float64)
@@ -104,7 +105,12 @@ def _slim(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in _KEPT} if "op_name" in found else found
 
 
-def _runs(events: Iterable[dict[str, Any]], names: Sequence[str]) -> Iterator[_Run]:
+def _expected(name: str, op_type: str) -> re.Pattern[str]:
+    """What the profile calls a node; one without a name goes by its operator and its place."""
+    return re.compile(re.escape(f"{name}{_SUFFIX}") if name else rf"{re.escape(op_type)}_\d+{_SUFFIX}")
+
+
+def _runs(events: Iterable[dict[str, Any]], nodes: Sequence[re.Pattern[str]]) -> Iterator[_Run]:
     run = _Run([], [], 0.0)
     nested = 0
     for event in events:
@@ -112,16 +118,16 @@ def _runs(events: Iterable[dict[str, Any]], names: Sequence[str]) -> Iterator[_R
         if name == _EXECUTION:
             run.end = event["ts"] + event["dur"] + _CUT
         elif name == _RUN:
-            if len(run.outer) != len(names):
+            if len(run.outer) != len(nodes):
                 raise OnnxcompError(
-                    f"the runtime ran {len(run.outer)} nodes of its graph's {len(names)} in the order that it wrote;"
+                    f"the runtime ran {len(run.outer)} nodes of its graph's {len(nodes)} in the order that it wrote;"
                     " this model cannot be profiled"
                 )
             yield run
             run, nested = _Run([], [], 0.0), 0
         elif name.endswith(_SUFFIX):
             # What runs in a body is written before the node that the body belongs to.
-            if len(run.outer) < len(names) and name.removesuffix(_SUFFIX) == names[len(run.outer)]:
+            if len(run.outer) < len(nodes) and nodes[len(run.outer)].fullmatch(name):
                 run.outer.append(event)
                 run.inner.append(nested)
                 nested = 0
