@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -38,11 +38,11 @@ class Bar:
 
     Args:
         stages: Number of stages that are planned; more may come.
+        console: Where to; None: stderr.
     """
 
-    def __init__(self, stages: int) -> None:
-        console = Console(stderr=True)
-        self._progress = _lines(console)
+    def __init__(self, stages: int, console: Console | None = None) -> None:
+        self._progress = _lines(console or Console(stderr=True))
         self._stages = stages
         self._stage = self._progress.add_task("load", total=stages, stage=True, count="")
         self._entered = 0
@@ -99,13 +99,17 @@ class Bar:
     def _draw(self) -> None:
         try:
             while not self._done.wait(_TICK_S):
-                self._follow()
+                self.look()
                 self._progress.refresh()
         except (OSError, ValueError):  # the terminal is gone
             return
 
+    def look(self) -> RenderableType:
+        """Put the outermost task on the second line; return what is to be drawn."""
+        self._follow()
+        return self._progress.get_renderable()
+
     def _follow(self) -> None:
-        """Put the outermost task on the second line."""
         with self._lock:
             outer = self._tasks[0] if self._tasks else None
             inner = self._tasks[-1] if self._tasks else None

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -101,7 +101,9 @@ def write(line: str, mark: str = "") -> None:
 
 
 @contextmanager
-def logged(*, quiet: bool, verbose: bool, log_file: str | None, others: tuple[str, ...]) -> Generator[None]:
+def logged(
+    *, quiet: bool, verbose: bool, log_file: str | None, others: Sequence[str] = (), called: Sequence[str] = ()
+) -> Generator[None]:
     """Hear what is logged for the time of one command.
 
     Args:
@@ -109,6 +111,7 @@ def logged(*, quiet: bool, verbose: bool, log_file: str | None, others: tuple[st
         verbose: Stages on stderr.
         log_file: File for everything; what it holds is overwritten.
         others: Values of the command's other flags: none of them may name the same file.
+        called: The command line, for the log.
 
     Raises:
         InputError: The flags contradict each other, or the log cannot be written there.
@@ -123,11 +126,11 @@ def logged(*, quiet: bool, verbose: bool, log_file: str | None, others: tuple[st
     with ExitStack() as stack:
         stack.callback(_VOICE.reset, _VOICE.set(own))
         stack.enter_context(_attached(handlers, level))
-        stack.enter_context(_ending())
+        stack.enter_context(_told(called))
         yield
 
 
-def _opened(path: str, others: tuple[str, ...], own: Voice) -> logging.Handler:
+def _opened(path: str, others: Sequence[str], own: Voice) -> logging.Handler:
     """Open the log, before anything slow begins."""
     place = Path(path)
     if not path:
@@ -167,14 +170,14 @@ def _attached(handlers: list[logging.Handler], level: int) -> Generator[None]:
 
 
 @contextmanager
-def _ending() -> Generator[None]:
+def _told(called: Sequence[str]) -> Generator[None]:
     """Log how the command was called and how it ended."""
     from importlib.metadata import version
 
     started, log = time.perf_counter(), logging.getLogger("onnxcomp.cli")
     if log.isEnabledFor(logging.DEBUG):
         log.debug("onnxcomp %s, Python %s, %s", version("onnxcomp"), platform.python_version(), platform.platform())
-        log.debug("called with %r", sys.argv[1:])
+        log.debug("called with %r", list(called))
     try:
         yield
     except BaseException as error:

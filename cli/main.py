@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = DEBUG in given
     try:
         # Not cli.main(): that would turn Ctrl-C and a closed pipe into exit codes of its own.
-        with _orderly_end(), cli.make_context("onnxcomp", given) as context:
+        with _orderly_end(), cli.make_context("onnxcomp", [*given], obj=given) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:  # --help and --version

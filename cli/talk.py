@@ -42,7 +42,8 @@ def common(command: _Command) -> _Command:
     @wraps(command)
     def talking(*arguments: Any, verbose: bool, log_file: str | None, **values: Any) -> Any:
         others = tuple(text for value in values.values() for text in _texts(value))
-        with logbook.logged(quiet=values["quiet"], verbose=verbose, log_file=log_file, others=others):
+        called = click.get_current_context().find_root().obj or ()
+        with logbook.logged(quiet=values["quiet"], verbose=verbose, log_file=log_file, others=others, called=called):
             return command(*arguments, **values)
 
     flags = (

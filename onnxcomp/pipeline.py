@@ -240,7 +240,7 @@ def _run_one(item: Pass, model: ir.Model, context: Context) -> tuple[ir.Model, S
 def _tell(step: Step) -> None:
     """Log what came of a pass, and why it left layers alone."""
     verdict = "kept" if step.kept else f"rolled back ({step.why})"
-    counts = f"{len(step.report.changes)} layers changed, {len(step.report.skips)} left alone"
+    counts = f"{len(step.report.changes)} changed, {len(step.report.skips)} left alone"
     _log.info("%s: %s, %s, in %.1f s", step.spec, verdict, counts, step.seconds)
     by_reason: dict[str, list[str]] = {}
     for skip in step.report.skips:
