@@ -37,6 +37,10 @@ MANY = 200
 SMALL = "optimize {model} -p int8 --objective macs --data {data} -o {small}"
 COMMANDS = {
     "optimize": "optimize {model} -p decompose(macs=0.6),int8 --objective macs --data {data} --eval {data} -o {out}",
+    "check": "check {small} --against {model} --data {data} --min-sqnr 10 --max-size 1MB",
+    "compare": "compare {model} {small} --data {data}",
+    "inspect": "inspect {small}",
+    "profile": "profile {small} --against {model} --budget 1",
 }
 
 
