@@ -48,7 +48,8 @@
     return byCost ? all.sort((a, b) => most(b) - most(a)) : all;
   }
 
-  const figures = (unit) => (unit === "bytes" || unit === "B" ? ".3~s" : ".4~g");
+  const COUNTS = ["bytes", "B", "MACs", "parameters"]; // what takes k, M and G; a time in ms does not
+  const figures = (unit, digits) => `${digits}~${COUNTS.includes(unit) ? "s" : "g"}`;
 
   function bars(figure, width, { byCost, wanted }) {
     const shown = order(figure, byCost, wanted);
@@ -56,18 +57,19 @@
     const letters = Math.min(narrow ? 18 : 44, Math.max(4, ...shown.map((index) => figure.labels[index].length)));
     const colors = [color("before"), color("after"), color("third")];
     const only = figure.series.length === 1;
-    const height = Math.max(150, 74 + shown.length * Math.max(20, ROW * figure.series.length - 6));
+    const top = only ? 44 : 66;
+    const height = Math.max(150, top + 8 + shown.length * Math.max(20, ROW * figure.series.length - 6));
     const data = figure.series.map((one, number) => ({
       type: "bar", orientation: "h", name: literal(one.name),
       y: shown.map((_, row) => row), x: shown.map((index) => one.values[index]),
       customdata: shown.map((index) => wrapped(figure.labels[index], width, height)),
       marker: { color: only ? colors[1] : colors[number % colors.length] },
-      hovertemplate: `%{customdata}<br>${literal(one.name)}: %{x:${figures(figure.unit)}} ${literal(figure.unit)}<extra></extra>`,
+      hovertemplate: `%{customdata}<br>${literal(one.name)}: %{x:${figures(figure.unit, ".4")}} ${literal(figure.unit)}<extra></extra>`,
     }));
     return [data, layout({
       height, width, barmode: "group", bargap: 0.3, bargroupgap: 0.05, showlegend: !only,
-      margin: { l: 12 + 7.2 * letters, r: 22, t: 66, b: 8 },
-      xaxis: { type: figure.log ? "log" : "linear", side: "top", fixedrange: true, nticks: narrow ? 4 : 8, tickformat: "~s",
+      margin: { l: 12 + 7.2 * letters, r: 22, t: top, b: 8 },
+      xaxis: { type: figure.log ? "log" : "linear", side: "top", fixedrange: true, nticks: narrow ? 4 : 8, tickformat: figures(figure.unit, ""),
         title: { text: literal(figure.unit), standoff: 6, font: { size: 12 } }, rangemode: "tozero" },
       yaxis: { range: [Math.max(shown.length, 1) - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false,
         tickvals: shown.map((_, row) => row), ticktext: shown.map((index) => literal(cut(figure.labels[index], letters))) },
@@ -123,7 +125,7 @@
       holder.append(choice(drawing, list.map((one) => one.name), 0, "Show", (index) => { drawing.chosen = index; }));
     }
     if (list[0].kind === "bars" && list[0].labels.length > 2) {
-      holder.append(choice(drawing, ["as in the model", "largest first"], 0, "Order", (index) => { drawing.byCost = index === 1; }));
+      holder.append(choice(drawing, ["as listed", "largest first"], 0, "Order", (index) => { drawing.byCost = index === 1; }));
     }
     holder.append(host);
     drawings.push(drawing);
