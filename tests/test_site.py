@@ -179,10 +179,9 @@ def test_no_markdown_is_left(pages: dict[str, Built]) -> None:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra 'test'")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    with sync_playwright() as playwright:
+    with api.sync_playwright() as playwright:
         program = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
         if not Path(program).exists() and "ONNXCOMP_REQUIRE_BROWSER" not in os.environ:
             pytest.skip("there is no Chromium")
