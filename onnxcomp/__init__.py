@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SpecError,
         UnknownPassError,
     )
+    from onnxcomp.gate.checking import check
     from onnxcomp.modelio import load, save
     from onnxcomp.quantize.calibrate import calibrate
     from onnxcomp.quantize.retarget import retarget
@@ -66,6 +67,7 @@ __all__ = [
     "SpecError",
     "UnknownPassError",
     "calibrate",
+    "check",
     "load",
     "open_feeds",
     "optimize",
@@ -78,6 +80,7 @@ _HOMES = {
     "onnxcomp.contract": ("Candidate", "Change", "Context", "Pass", "PassReport", "SitePass", "Skip"),
     "onnxcomp.cost": ("Cost",),
     "onnxcomp.data": ("Feeds", "open_feeds"),
+    "onnxcomp.gate.checking": ("check",),
     "onnxcomp.modelio": ("load", "save"),
     "onnxcomp.quantize.calibrate": ("calibrate",),
     "onnxcomp.quantize.retarget": ("retarget",),

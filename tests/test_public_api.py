@@ -37,6 +37,7 @@ PUBLIC = [
     "SpecError",
     "UnknownPassError",
     "calibrate",
+    "check",
     "load",
     "open_feeds",
     "optimize",

@@ -165,7 +165,8 @@ def _latency(exam: Examination, limits: Limits) -> Iterator[Line]:
         def measure(attempt: int, limit: float = limit, earlier: Latency | None = earlier) -> Latency:
             if attempt == 0 and earlier is not None:
                 return earlier
-            return latency_of(exam.opener(exam.own), against=limit, seed=exam.given.seed + attempt)
+            opener, seed = exam.opener(exam.own), exam.given.seed + attempt
+            return latency_of(opener, against=limit, sessions=speed.sessions(attempt), seed=seed)
 
         try:
             exam.runnable()
@@ -194,7 +195,8 @@ def _speedup(exam: Examination, limits: Limits) -> Iterator[Line]:
         def measure(attempt: int) -> PairedSpeed:
             openers = exam.opener(base), exam.opener(exam.own)
             seed = exam.given.seed + attempt
-            return paired_speed(*openers, against=limit, swapped=bool(attempt % 2), seed=seed)
+            number, swapped = speed.sessions(attempt), bool(attempt % 2)
+            return paired_speed(*openers, against=limit, sessions=number, swapped=swapped, seed=seed)
 
         line, _ = speed.speedup_line(measure, limit)
         yield line if line.passed else _explained(line, times or _layer_times(exam, 0))

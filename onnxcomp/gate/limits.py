@@ -104,10 +104,9 @@ class Limits:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def asked(self) -> tuple[str, ...]:
-        """Return the names of the limits that are set."""
-        return tuple(
-            item.name for item in dataclasses.fields(self) if getattr(self, item.name) not in (None, (), {}, False)
-        )
+        """Return the names of the limits that are set; a limit of 0 is one."""
+        held = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return tuple(name for name, value in held.items() if value or isinstance(value, float))
 
 
 def from_words(words: Mapping[str, str | float]) -> Limits:

@@ -114,6 +114,12 @@ def test_a_bomb_of_aliases_is_refused_at_once() -> None:
         budget_from_yaml("\n".join(lines))
 
 
+def test_a_limit_of_nothing_is_a_limit() -> None:
+    assert budget_from_yaml("max_drop: 0\nmax_params: 0").asked() == ("max_params", "max_drop")
+    assert merged(Limits(max_drop=1.0), from_words({"max_drop": 0})).max_drop == 0
+    assert Limits().asked() == ()
+
+
 def test_flags_go_over_the_file() -> None:
     file = budget_from_yaml("max_size: 4MB\nmax_drop: 1\nfusion: {allow_float: [a]}")
     both = merged(file, from_words({"max_drop": "0.5", "min_sqnr": 20}))

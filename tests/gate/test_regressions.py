@@ -55,8 +55,8 @@ def line(report: GateReport, name: str) -> Line:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time for tenths of a second what differs by far."""
 
-    def speed(*openers: Any, against: float, swapped: bool, seed: int) -> Any:
-        del seed
+    def speed(*openers: Any, against: float, sessions: int, swapped: bool, seed: int) -> Any:
+        del sessions, seed
         return paired_speed(*openers, against=against, swapped=swapped, rounds=8, sessions=2)
 
     monkeypatch.setattr(families, "paired_speed", speed)
@@ -103,7 +103,7 @@ def test_a_model_a_fifth_slower(parsed: Parsed, monkeypatch: pytest.MonkeyPatch,
     def speed(*openers: object, **arguments: Any) -> Any:
         del openers
         timed = simulated.opener(0.02), simulated.opener(0.024)
-        return paired_speed(*timed, **arguments, rounds=60, clock=simulated.clock)
+        return paired_speed(*timed, **arguments, clock=simulated.clock)
 
     monkeypatch.setattr(families, "paired_speed", speed)
     monkeypatch.setattr(
