@@ -70,6 +70,7 @@ def _panels(layers: list[Document]) -> list[tuple[str, Bars]]:
     costs = {what: {side: [layer[side][what] for layer in layers] for side in sides} for what in ("bytes", "macs")}
     times = {side: [layer[f"{side}_ms"] for layer in layers] for side in sides}
     noises = [_noise(layer["sqnr"]) for layer in layers]
+    noises = [None if k and noise == noises[k - 1] else noise for k, noise in enumerate(noises)]  # it is passed on
     return [
         ("size", _bars(layers, costs["bytes"], "bytes")),
         ("MACs", _bars(layers, costs["macs"], "MACs")),

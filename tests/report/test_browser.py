@@ -170,6 +170,15 @@ CLIPPED = """() => {
     return [...hidden, ...outside].map((element) => `${element.tagName} ${element.textContent.slice(0, 60)}`);
 }"""
 
+# Labels of a drawing that run into each other.
+COLLISIONS = """() => [...document.querySelectorAll('.drawing')].flatMap((drawing) => {
+    const texts = [...drawing.querySelectorAll('svg.main-svg text')].filter((text) => text.textContent.trim());
+    const boxes = texts.map((text) => [text.getBoundingClientRect(), text.textContent]).filter(([box]) => box.width);
+    const shared = (a, b, from, to) => Math.min(a[to], b[to]) - Math.max(a[from], b[from]);
+    const meet = (a, b) => shared(a, b, 'left', 'right') > 2 && shared(a, b, 'top', 'bottom') > 4;
+    return boxes.flatMap(([a, one], k) => boxes.slice(k + 1).filter(([b]) => meet(a, b)).map(([, b]) => `${one} / ${b}`));
+})"""
+
 # Texts of too little contrast with what is behind them (WCAG 2.1, 1.4.3).
 PALE = """() => {
     const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -208,7 +217,7 @@ def test_a_page_is_readable(visit: Any, name: str) -> None:
         for scheme in ("light", "dark"):
             seen.see(width=width, scheme=scheme)
             assert seen.ask("document.documentElement.scrollWidth <= innerWidth"), width
-            assert seen.ask(CLIPPED) == [], width
+            assert seen.ask(CLIPPED) == seen.ask(COLLISIONS) == [], width
             assert seen.ask(PALE) == [], (width, scheme)
             assert seen.ask(UNDRAWN) == []
     grounds = {seen.ask("getComputedStyle(document.body).backgroundColor")}
@@ -301,6 +310,9 @@ def test_a_hostile_name_is_shown_as_it_is(visit: Any) -> None:
     seen = visit("hostile")
     assert '<script>alert("1")</script>' in seen.page.locator("dd").first.text_content()
     assert seen.ask("document.querySelectorAll('img, svg a, svg script').length") == 0
+    for panel in ("MACs", "latency", "error", "size"):
+        seen.page.get_by_label(panel).check()
+        assert seen.ask(CLIPPED) == seen.ask(COLLISIONS) == seen.ask(UNDRAWN) == [], panel
     seen.page.locator(".figure .bars .point").first.scroll_into_view_if_needed()
     seen.page.locator(".figure .bars .point path").first.hover(force=True)
     hover = seen.page.locator(".hovertext").first

@@ -51,13 +51,23 @@
   const COUNTS = ["bytes", "B", "MACs", "parameters"]; // what takes k, M and G; a time in ms does not
   const figures = (unit, digits) => `${digits}~${COUNTS.includes(unit) ? "s" : "g"}`;
 
+  // A logarithmic axis begins at the power of ten below the shortest bar, so that there is something of each to see.
+  function across(figure, shown, narrow) {
+    if (!figure.log) return { type: "linear", nticks: narrow ? 4 : 8, tickformat: figures(figure.unit, ""), rangemode: "tozero" };
+    const values = figure.series.flatMap((one) => shown.map((index) => one.values[index])).filter((one) => one > 0);
+    if (!values.length) return { type: "log" };
+    const [low, high] = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
+    const range = [Math.ceil(low) - 1, Math.max(high + 0.05 * (high - low), Math.ceil(low))];
+    return { type: "log", range, dtick: Math.ceil((range[1] - range[0]) / (narrow ? 5 : 12)), exponentformat: "power" };
+  }
+
   function bars(figure, width, { byCost, wanted }) {
     const shown = order(figure, byCost, wanted);
     const narrow = width < NARROW;
     const letters = Math.min(narrow ? 18 : 44, Math.max(4, ...shown.map((index) => figure.labels[index].length)));
     const colors = [color("before"), color("after"), color("third")];
     const only = figure.series.length === 1;
-    const top = only ? 44 : 66;
+    const top = only ? 54 : 72;
     const height = Math.max(150, top + 8 + shown.length * Math.max(20, ROW * figure.series.length - 6));
     const data = figure.series.map((one, number) => ({
       type: "bar", orientation: "h", name: literal(one.name),
@@ -69,8 +79,8 @@
     return [data, layout({
       height, width, barmode: "group", bargap: 0.3, bargroupgap: 0.05, showlegend: !only,
       margin: { l: 12 + 7.2 * letters, r: 22, t: top, b: 8 },
-      xaxis: { type: figure.log ? "log" : "linear", side: "top", fixedrange: true, nticks: narrow ? 4 : 8, tickformat: figures(figure.unit, ""),
-        title: { text: literal(figure.unit), standoff: 6, font: { size: 12 } }, rangemode: "tozero" },
+      xaxis: { ...across(figure, shown, narrow), side: "top", fixedrange: true,
+        title: { text: literal(figure.unit), standoff: 8, font: { size: 12 } } },
       yaxis: { range: [Math.max(shown.length, 1) - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false,
         tickvals: shown.map((_, row) => row), ticktext: shown.map((index) => literal(cut(figure.labels[index], letters))) },
     })];
