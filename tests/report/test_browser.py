@@ -176,7 +176,8 @@ COLLISIONS = """() => [...document.querySelectorAll('.drawing')].flatMap((drawin
     const boxes = texts.map((text) => [text.getBoundingClientRect(), text.textContent]).filter(([box]) => box.width);
     const shared = (a, b, from, to) => Math.min(a[to], b[to]) - Math.max(a[from], b[from]);
     const meet = (a, b) => shared(a, b, 'left', 'right') > 2 && shared(a, b, 'top', 'bottom') > 4;
-    return boxes.flatMap(([a, one], k) => boxes.slice(k + 1).filter(([b]) => meet(a, b)).map(([, b]) => `${one} / ${b}`));
+    return boxes.flatMap(([a, one], k) => boxes.slice(k + 1).filter(([b]) => meet(a, b))
+        .map(([, other]) => `${one} / ${other}`));
 })"""
 
 # Texts of too little contrast with what is behind them (WCAG 2.1, 1.4.3).
