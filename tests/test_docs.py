@@ -29,7 +29,7 @@ from onnxcomp.registry import available, load_pass
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = {"ci", "python", "reports"}
+SLOW = {"check", "ci", "python", "reports"}
 JOBS = ("# .github/", "# .gitlab-ci.yml")
 HOOKS = "# .pre-commit-config.yaml"
 
