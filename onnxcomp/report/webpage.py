@@ -44,9 +44,11 @@ class _Section:
     def mark(self, row: int, column: int) -> str:
         """The classes of a cell."""
         names = ["n"] if column in self.table.right else []
-        letters = len(self.table.rows[row][column])
-        if letters > (_NUMBER if names else _WIDE):
+        cell = self.table.rows[row][column]
+        if len(cell) > (_NUMBER if names else _WIDE):
             names.append("w" if names else "t")
+        if max(map(len, cell.split()), default=0) > _WIDE:
+            names.append("u")
         names += ["good"] if (row, column) in self.table.good else []
         names += ["bad"] if (row, column) in self.table.bad else []
         return " ".join(names)

@@ -60,6 +60,13 @@ def test_the_document_replays(report: PipelineReport) -> None:
     assert [str(entry.spec) for entry in recipe.passes] == ["tucker2(keep=0.5)", "int8"]
 
 
+def test_a_document_of_version_1_replays_as_well(report: PipelineReport) -> None:
+    document = report_document(report)
+    old = {key: value for key, value in document.items() if key not in ("model", "layers")}
+    old["schema"] = "onnxcomp.report/1"
+    assert from_yaml(json.dumps(old)) == from_yaml(json.dumps(document))
+
+
 DRIFT = Quality(64, sqnr={"a": 40.0, "b": 20.0}, agreement=0.75)
 
 
