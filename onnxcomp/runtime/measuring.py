@@ -32,6 +32,7 @@ Times: TypeAlias = NDArray[np.float64]
 _TURN_S = 5e-3  # so long one session runs before the next one has its turn
 _MOST_IN_A_TURN = 16
 _LEAST_ROUNDS = 3
+_ROUNDS = 8  # at least, where so many runs are wanted
 # The runtime stops writing at a million events, and holds some kilobytes of each in memory until then.
 _EVENTS = 60_000
 _CALM = (0.1, 0.4)  # shares of the runs, the fastest first
@@ -247,7 +248,8 @@ def measure(subjects: Sequence[Subject], effort: Effort) -> None:
 
 
 def _turn(fastest: float, runs: int) -> int:
-    return max(1, min(math.ceil(_TURN_S / max(fastest, 1e-7)), _MOST_IN_A_TURN, runs))
+    """Runs in a turn: few enough for several rounds."""
+    return max(1, min(math.ceil(_TURN_S / max(fastest, 1e-7)), _MOST_IN_A_TURN, runs // _ROUNDS))
 
 
 def _rounds(subjects: Sequence[Subject], effort: Effort, turn: int) -> int:

@@ -28,6 +28,8 @@ __all__ = ["ProfilerCost", "profiler_cost"]
 
 _NODES = 40
 _ROUNDS = 32
+_LEAST_ROUNDS = 6
+_LIMIT_S = 0.25  # for a chain, where threads wait for cores
 _RUNS = 3  # of a chain in a turn, behind one that warms it up
 _OPSET = 17
 # Operators in turn, as models have them: a node that follows one of its own kind runs faster than any in a model.
@@ -67,8 +69,9 @@ class ProfilerCost:
 def profiler_cost(settings: SessionSettings) -> ProfilerCost:
     """Measure the profiler in sessions of these settings; takes a third of a second."""
     plain = replace(settings, optimization="off")  # nothing may be fused or folded
-    chains = [(*chain, _NODES) for chain in (*_CHAINS, *([_SHARED_OUT] if settings.threads > 1 else []))]
-    found = [_measured(*chain, plain) for chain in [*chains, (*_CHAINS[0], 1)]]
+    chains = (*_CHAINS, _SHARED_OUT) if settings.threads > 1 else _CHAINS
+    found = [_measured(operators, shape, _NODES, plain) for operators, shape in chains]
+    found.append(_measured(*_CHAINS[0], 1, plain))
     counts = np.array([row for row, _ in found])
     run, node, tensor, axis, parallel = (float(part) for part in nnls(counts, np.array([cost for _, cost in found]))[0])
     return ProfilerCost(run, node, tensor, axis, parallel)
@@ -87,7 +90,8 @@ def _measured(
         plain, profiled = open_with(model, settings), open_with(model, settings, trace=Path(folder) / "chain")
         more: list[float] = []
         with collector_off():
-            for _ in range(_ROUNDS):
+            stop = time.perf_counter() + _LIMIT_S
+            while len(more) < _LEAST_ROUNDS or (len(more) < _ROUNDS and time.perf_counter() < stop):
                 without = _taken(plain, value)
                 more.append(_taken(profiled, value) - without)
         nodes = [(_name(i), operators[i % len(operators)]) for i in range(length)]
