@@ -24,6 +24,7 @@ __all__ = ["compare"]
 @click.option("--data", metavar="D", help="Data to run both on: .npz, .npy, a folder of images, or module:function.")
 @click.option("--eval", "evaluation", metavar="E", help="Data with labels: accuracy of both.")
 @click.option("--samples", metavar="N", type=click.IntRange(1), help="Compare layers on N samples.  [default: 128]")
+@click.option("--attribute", metavar="N", type=click.IntRange(0), help="Measure shares on N samples; 0: estimate.")
 @click.option("--top", metavar="N", type=click.IntRange(1), default=15, show_default=True, help="List N layers.")
 @click.option("--report", "reports", metavar="FILE", multiple=True, help="Write .json, .md or .html; may be repeated.")
 @talk.data_options
@@ -34,6 +35,7 @@ def compare(
     data: str | None,
     evaluation: str | None,
     samples: int | None,
+    attribute: int | None,
     top: int,
     reports: tuple[str, ...],
     preprocess: str | None,
@@ -76,7 +78,8 @@ def compare(
         feeds = _feeds(fed, data, _preprocess(preprocess), sizes, seed or 0)
         labelled = None if evaluation is None else _labelled(evaluation, fed, _preprocess(preprocess), sizes)
         progress("compare")
-        found = compare_models(ours, theirs, feeds, samples=samples or SAMPLES, threads=threads or 1)
+        count = samples or SAMPLES
+        found = compare_models(ours, theirs, feeds, samples=count, attribute=attribute, threads=threads or 1)
         quality = None if labelled is None else evaluate(theirs, labelled, ours, threads=threads or 1)
     document = comparison_document(
         found,

@@ -24,7 +24,7 @@ from onnxcomp.graph.scaling import find_scaling
 __all__ = ["Adapter", "Factors", "Kept", "kept_channels", "scales"]
 
 Array = NDArray[Any]
-Kept = Mapping[str, tuple[int, NDArray[np.int64]]]
+Kept = dict[str, tuple[int, NDArray[np.int64]]]
 # Factors of equalization lie in [1/8, 8]; what is fitted to noisy values may lie a little outside.
 _LARGEST = 10.0
 

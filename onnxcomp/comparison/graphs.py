@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import onnx
 import onnx_ir as ir
 
 from onnxcomp.graph.fold.shapes import infer_shapes
+from onnxcomp.runtime.activations import expose
+from onnxcomp.runtime.session import open_session
 
 __all__ = [
     "WEIGHTED",
@@ -15,6 +18,7 @@ __all__ = [
     "at_fault",
     "floats",
     "is_float",
+    "kind",
     "kinds_of_readers",
     "segment",
     "typed",
@@ -44,16 +48,36 @@ _FOLLOWING = frozenset(
     | {"PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu"}
 )
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+}
 _SEEN_THROUGH = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """A copy with the types and shapes that follow from the inputs: what can be compared, and how large it is."""
+    """A copy with the types and shapes that follow from the inputs: what can be compared, and how large it is.
+
+    Of operators that ONNX does not know, such as those that a runtime has fused, the runtime tells.
+
+    Raises:
+        ModelError: ORT cannot load the model.
+    """
     clone = model.clone()
-    try:
+    with suppress(onnx.shape_inference.InferenceError, ValueError):
         infer_shapes(clone)
-    except (onnx.shape_inference.InferenceError, ValueError):
-        return clone  # what is of unknown type is listed as such
+    alive = varying(clone)
+    unknown = [v for node in clone.graph for v in node.outputs if v.name and v.dtype is None and v in alive]
+    if unknown:
+        session = open_session(expose(clone, [value.name or "" for value in unknown]), optimize="off")
+        found = {value.name: value for value in session.get_outputs()}
+        for value in unknown:
+            dtype = _TYPES.get(found[value.name].type)
+            if dtype is not None:
+                value.type = ir.TensorType(dtype)
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in found[value.name].shape])
     return clone
 
 
@@ -98,8 +122,13 @@ def kinds_of_readers(value: ir.Value) -> frozenset[str]:
                 waiting += [output for output in use.node.outputs if output not in seen]
                 seen.update(use.node.outputs)
             else:
-                kinds.add("weighted" if use.node.op_type in WEIGHTED else use.node.op_type)
+                kinds.add(kind(use.node))
     return frozenset(kinds)
+
+
+def kind(node: ir.Node) -> str:
+    """What a node does, whether it is quantized or not; all weighted layers are of one kind."""
+    return "weighted" if node.op_type in WEIGHTED else node.op_type.removeprefix("QLinear")
 
 
 def what_readers_see(value: ir.Value) -> ir.Value:

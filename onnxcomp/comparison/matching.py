@@ -15,17 +15,17 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxcomp.comparison.graphs import (
-    WEIGHTED,
     absorbing,
     floats,
     is_float,
+    kind,
     kinds_of_readers,
     varying,
     what_readers_see,
 )
 from onnxcomp.graph.edit import PASS, origin_of
 
-__all__ = ["Codes", "How", "Matching", "Pair", "match"]
+__all__ = ["Codes", "How", "Matching", "Pair", "maker_of", "match", "misfits"]
 
 How = Literal["name", "provenance", "structure"]
 _PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -70,6 +70,12 @@ class Matching:
     pairs: dict[str, Pair] = field(default_factory=dict[str, Pair])
     missing: dict[str, str] = field(default_factory=dict[str, str])
 
+    def drop(self, reasons: Mapping[str, str]) -> None:
+        """Tensors that have a counterpart, but cannot be compared with it, and why."""
+        for name, reason in reasons.items():
+            del self.pairs[name]
+            self.missing[name] = reason
+
 
 def match(base: ir.Model, other: ir.Model) -> Matching:
     """Match the float tensors of the main graph of the base.
@@ -83,6 +89,45 @@ def match(base: ir.Model, other: ir.Model) -> Matching:
     search.by_provenance()
     search.by_structure()
     return search.result()
+
+
+def misfits(base: ir.Model, other: ir.Model, matching: Matching, kept: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Matched tensors whose shapes cannot be compared, as far as they are known, and why.
+
+    Args:
+        base: The base, with inferred shapes.
+        other: The other model, with inferred shapes.
+        matching: Their counterparts.
+        kept: By tensor of the base the axis of its channels and how many of them are left, where that is known.
+    """
+    ours, theirs = ({v.name: v for node in m.graph for v in node.outputs} for m in (base, other))
+    reasons: dict[str, str] = {}
+    for name, pair in matching.pairs.items():
+        left, right = _dims(ours[name]), _dims(theirs[pair.other])
+        if left is None or right is None:
+            continue
+        wanted = list(left)
+        if name in kept:
+            wanted[kept[name][0]] = kept[name][1]
+        if len(wanted) != len(right):
+            long = [[d for d in dims if d != 1] for dims in (wanted, right)]
+            if len(long[0]) != len(long[1]):
+                reasons[name] = f"another shape: {_words(left)} against {_words(right)}"
+            continue
+        unlike = [i for i, (a, b) in enumerate(zip(wanted, right, strict=True)) if None not in (a, b) and a != b]
+        if unlike == [1] and (left[1] or 0) > (right[1] or 0):
+            reasons[name] = f"channels removed: {left[1]} -> {right[1]}, and nothing tells which"
+        elif unlike:
+            reasons[name] = f"another shape: {_words(left)} against {_words(right)}"
+    return reasons
+
+
+def _dims(value: ir.Value) -> list[int | None] | None:
+    return None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+
+
+def _words(dims: list[int | None]) -> str:
+    return f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
 
 
 class _Search:
@@ -106,7 +151,7 @@ class _Search:
             theirs = self._theirs.get(f"{name}_quantized")
             if theirs is not None and {codes.scale, codes.zero_point} <= self._other.graph.initializers.keys():
                 self._codes[theirs] = codes
-                self._add(value, theirs, "name")
+                self._add(self._stands_for(value, theirs) or value, theirs, "name")
 
     def by_provenance(self) -> None:
         """The last node that stands for the same layer."""
@@ -134,7 +179,7 @@ class _Search:
                 continue
             alike = list(self._alike(node, [v for v in known if v is not None]))
             siblings = {u.node for v in node.inputs if v is not None and v in self._alive for u in v.uses()}
-            if len(alike) != 1 or sum(_kind(s) == _kind(node) for s in siblings) != 1:
+            if len(alike) != 1 or sum(kind(s) == kind(node) for s in siblings) != 1:
                 continue
             stands = self._stands_for(ours[0], alike[0].outputs[0])
             if stands is not None:
@@ -148,7 +193,7 @@ class _Search:
         wanted = {what_readers_see(v) for v in known} | set(known)
         for reader in {use.node for value in wanted for use in value.uses()}:
             reads = {v for v in reader.inputs if v is not None and v in self._others_alive}
-            alike = _kind(reader) == _kind(node) and reads <= wanted and len(reader.outputs) == 1
+            alike = kind(reader) == kind(node) and reads <= wanted and len(reader.outputs) == 1
             if alike and reader.outputs[0] not in self._taken and is_float(reader.outputs[0]):
                 yield reader
 
@@ -206,21 +251,22 @@ def _by_origin(model: ir.Model, alive: set[ir.Value]) -> Mapping[str, list[ir.No
     return found
 
 
-def _kind(node: ir.Node) -> str:
-    return "weighted" if node.op_type in WEIGHTED else node.op_type
-
-
 def _same_work(node: ir.Node, theirs: ir.Node) -> bool:
     """Whether nodes of one name can be one layer: of the same kind, or made from it by a pass."""
-    return _kind(node) == _kind(theirs) or PASS in theirs.metadata_props
+    return kind(node) == kind(theirs) or PASS in theirs.metadata_props
 
 
-def _maker(value: ir.Value) -> str:
-    """The user's name of the node that computes a value, seen through the pairs that quantization puts around it."""
+def maker_of(value: ir.Value) -> ir.Node | None:
+    """The node that computes a value, seen through the pairs that quantization puts around it."""
     node = value.producer()
     while node is not None and node.op_type in _PAIR and node.inputs[0] is not None:
         before = node.inputs[0].producer()
         if before is None:
             break
         node = before
+    return node
+
+
+def _maker(value: ir.Value) -> str:
+    node = maker_of(value)
     return "" if node is None else origin_of(node)

@@ -14,13 +14,13 @@ from onnxcomp import progress
 from onnxcomp.comparison.channels import Adapter, Factors
 from onnxcomp.comparison.forced import splice
 from onnxcomp.comparison.matching import Pair
-from onnxcomp.comparison.reading import Batch, cast_feed, footprints, groups_of, slices
+from onnxcomp.comparison.reading import Batch, cast_feed, groups_of, slices
 from onnxcomp.comparison.sums import Sums
 from onnxcomp.data import Feeds
 from onnxcomp.data.feeds import batch_rows
 from onnxcomp.runtime.activations import Tap
 
-__all__ = ["Measured", "Subjects", "fit_factors", "measure"]
+__all__ = ["Measured", "Reader", "Subjects", "comparable", "fed_value", "fit_factors", "measure"]
 
 Array = NDArray[Any]
 # Bytes of inner tensors that are alive at a time: of the base, of the other model and of the base fed with the other's.
@@ -40,6 +40,8 @@ class Subjects:
         pairs: By tensor of the base its counterpart.
         adapters: By tensor of the base how the counterpart becomes comparable, where it is not as it is.
         feeds: The data.
+        sizes: Bytes of every tensor of the base, for a sample if `cut`, else for a batch.
+        cut: Whether batches can be cut.
         limit: At most that many samples.
         threads: Intra-op threads.
     """
@@ -49,6 +51,8 @@ class Subjects:
     pairs: Mapping[str, Pair]
     adapters: Mapping[str, Adapter]
     feeds: Feeds
+    sizes: Mapping[str, int]
+    cut: bool
     limit: int | None
     threads: int
 
@@ -104,6 +108,14 @@ def comparable(base: Array, other: Array, adapter: Adapter | None) -> tuple[Arra
     return left, other if adapter is None else adapter.of_other(other)
 
 
+def fed_value(base: Array, both: tuple[Array, Array] | None, adapter: Adapter | None) -> Array:
+    """What stands for a tensor of the base where the other model's is fed: its own where nothing can be compared."""
+    if both is None:
+        return base
+    own = both[1].astype(base.dtype, copy=False)
+    return own if adapter is None else adapter.filled(base, own)
+
+
 def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(extent for extent in shape if extent != 1)
 
@@ -111,11 +123,10 @@ def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
 def fit_factors(subjects: Subjects, factors: Factors) -> None:
     """Measure by how much channels were scaled, into `factors`."""
     names = [name for name in subjects.pairs if name in factors.labels]
-    sizes, cut = footprints(subjects.base, subjects.feeds)
     limit = min(_FITTING, subjects.limit or _FITTING)
-    for group in groups_of(names, sizes, _BYTES // _KINDS):
+    for group in groups_of(names, subjects.sizes, _BYTES // _KINDS):
         tap, reader = Tap(subjects.base, group, threads=subjects.threads), Reader(subjects, group)
-        for feed in slices(subjects.feeds, limit, _rows(group, sizes, cut)):
+        for feed in slices(subjects.feeds, limit, _rows(subjects, group)):
             ours, theirs = tap.read(feed), reader.read(feed)
             for name in group:
                 adapter = subjects.adapters.get(name)
@@ -133,22 +144,24 @@ def measure(subjects: Subjects, names: Sequence[str], ends: set[str]) -> Measure
         ends: Those of them at which layers end; the layers behind are computed from the other model's values of them.
     """
     measured = Measured({name: Sums() for name in names}, {}, 0)
-    sizes, cut = footprints(subjects.base, subjects.feeds)
     spliced, fed = splice(subjects.base, ends)
-    groups = groups_of(names, sizes, _BYTES // _KINDS)
+    groups = groups_of(names, subjects.sizes, _BYTES // _KINDS)
     with progress.task("compare layers", total=None) as advance:
         for group in groups:
             run = _Run(subjects, group, spliced, fed)
             measured.samples = 0
-            for feed in slices(subjects.feeds, subjects.limit, _rows(group, sizes, cut)):
+            for feed in slices(subjects.feeds, subjects.limit, _rows(subjects, group)):
                 run.add(feed, measured)
                 measured.samples += batch_rows(feed, subjects.feeds.inputs)
                 advance()
     return measured
 
 
-def _rows(group: Sequence[str], sizes: Mapping[str, int], cut: bool) -> int | None:
-    return max(1, _BYTES // _KINDS // max(1, sum(sizes[name] for name in group))) if cut else None
+def _rows(subjects: Subjects, group: Sequence[str]) -> int | None:
+    """How many samples of a group of tensors fit in memory at a time; None where batches stay as they are."""
+    if not subjects.cut:
+        return None
+    return max(1, _BYTES // _KINDS // max(1, sum(subjects.sizes[name] for name in group)))
 
 
 class _Run:
@@ -173,19 +186,11 @@ class _Run:
                 measured.misfits.setdefault(name, (ours[name].shape, value.shape))
             else:
                 pairs[name] = both
-        feed = {**feed, **{source: self._input(name, ours, pairs) for name, source in self._fed.items()}}
-        forced = self._forced.read(feed)
+        adapters = self._subjects.adapters
+        fed = {s: fed_value(ours[name], pairs.get(name), adapters.get(name)) for name, s in self._fed.items()}
+        forced = self._forced.read({**feed, **fed})
         for name in self._group:
-            adapter = self._subjects.adapters.get(name)
+            adapter = adapters.get(name)
             base, other = pairs.get(name, (ours[name], None))
             f = forced[name] if adapter is None or other is None else adapter.of_base(forced[name])
             measured.sums[name].add(base, other, f if f.shape == base.shape else None)
-
-    def _input(self, name: str, ours: Batch, pairs: Mapping[str, tuple[Array, Array]]) -> Array:
-        """What stands for a tensor of the base: the other model's values, where it has them."""
-        base = ours[name]
-        if name not in pairs:
-            return base
-        own = pairs[name][1].astype(base.dtype, copy=False)
-        adapter = self._subjects.adapters.get(name)
-        return own if adapter is None else adapter.filled(base, own)

@@ -19,6 +19,7 @@ from onnxcomp.data import Feeds
 from onnxcomp.data.feeds import batch_rows
 from onnxcomp.data.inputs import model_inputs
 from onnxcomp.errors import InputError
+from onnxcomp.graph.fold.canonical import canonicalise
 from onnxcomp.graph.fold.shapes import infer_shapes
 
 __all__ = ["Batch", "cast_feed", "check_inputs", "footprints", "groups_of", "slices"]
@@ -71,7 +72,8 @@ def cast_feed(model: ir.Model, feed: Mapping[str, Array]) -> Batch:
 def footprints(model: ir.Model, feeds: Feeds) -> tuple[dict[str, int], bool]:
     """Bytes of every tensor of the main graph, for one sample if batches can be cut, else for a batch; and if they can.
 
-    What shape inference does not tell counts as a large one.
+    What shape inference does not tell even of the folded model is taken to be as large as what is made of it, and where
+    that is unknown too, as a large tensor.
     """
     feed = next(iter(feeds.batches(1)), {})
     cut = bool(feed) and feeds.divisible(feed)
@@ -80,19 +82,21 @@ def footprints(model: ir.Model, feeds: Feeds) -> tuple[dict[str, int], bool]:
         if value.name in feed:
             shape = feed[value.name].shape
             value.shape = ir.Shape((1, *shape[1:]) if cut else shape)
-    for node in clone.graph:
-        for value in node.outputs:
-            value.shape = None
+    for value in (value for node in clone.graph for value in node.outputs):
+        value.shape = None
     try:
+        canonicalise(clone)
         known = infer_shapes(clone)
     except (onnx.shape_inference.InferenceError, ValueError):
         known = {}
     sizes: dict[str, int] = {}
-    for value in (v for node in model.graph for v in node.outputs if v.name):
+    for value in (v for node in reversed(model.graph) for v in node.outputs if v.name):
         dims = known.get(value.name or "")
-        fixed = dims is not None and None not in dims
-        items = int(np.prod([d for d in dims or () if d is not None], dtype=np.int64))
-        sizes[value.name or ""] = 4 * items if fixed else _UNKNOWN
+        if dims is not None and None not in dims:
+            sizes[value.name or ""] = 4 * int(np.prod([d for d in dims if d is not None], dtype=np.int64))
+        else:
+            made = [sizes.get(v.name or "", _UNKNOWN) for use in value.uses() for v in use.node.outputs]
+            sizes[value.name or ""] = max(made, default=_UNKNOWN)
     return sizes, cut
 
 

@@ -61,6 +61,7 @@ def comparison_document(
         "synthetic": synthetic,
         "samples": outputs.samples,
         "layer_samples": comparison.samples,
+        "share_samples": comparison.attributed,
         "related": comparison.related,
         "outputs": plain(outputs.outputs),
         "outputs_missing": [{"name": name, "reason": reason} for name, reason in outputs.missing.items()],
@@ -306,6 +307,14 @@ def _notes(document: Document, top: int | None) -> list[str]:
     notes = [f"compared on {document['data']}"]
     if document["layer_samples"] < document["samples"]:
         notes.append(f"layers on {document['layer_samples']:,} samples of them (--samples)")
+    if document["ranked"] and document["share_samples"]:
+        notes.append(
+            f"shares of the noise at the outputs measured on {document['share_samples']:,} samples (--attribute)"
+        )
+    elif document["ranked"]:
+        notes.append(
+            "shares of the noise at the outputs estimated from the noise on the way (--attribute N measures them)"
+        )
     if document["agreement"] is not None:
         share, flipped = percent(float(document["agreement"])), document["flipped"]
         notes.append(f"same top-1 class: {share} of {document['samples']:,} samples ({flipped:,} differ)")
