@@ -29,8 +29,8 @@ class Layer:
         passes: The passes that rewrote it, in the order they ran.
         before_ms: Time it takes in the model as it was, milliseconds a run; None where nothing was timed.
         after_ms: Time that the nodes take which stand for it, likewise.
-        sqnr: Signal-to-noise ratio of its output, behind the activation where one follows, dB, what came before it being
-            compressed too; inf where equal; None without data, or where the result does not compute it.
+        sqnr: Signal-to-noise ratio of its output, behind the activation where one follows, dB, what came before it
+            being compressed too; inf where equal; None without data, or where the result does not compute it.
     """
 
     name: str

@@ -111,12 +111,18 @@ class Visit:
         self.page = browser.new_page(viewport=dict(viewport), color_scheme="light")
         self.trouble: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("console", self._say)
+        self.page.on("pageerror", self._say)
         self.page.on("dialog", self._refuse)
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("request", self._load)
         self.address = path.resolve().as_uri()
         self.page.goto(self.address)
+
+    def _say(self, message: Any) -> None:
+        self.trouble.append(str(message))
+
+    def _load(self, request: Any) -> None:
+        self.requests.append(request.url)
 
     def _refuse(self, dialog: Any) -> None:
         self.trouble.append(f"dialog: {dialog.message}")

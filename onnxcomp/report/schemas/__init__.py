@@ -15,11 +15,12 @@ from onnxcomp.errors import InputError
 __all__ = ["load_schema", "schema_names"]
 
 _SUFFIX = ".schema.json"
+_HERE = files("onnxcomp.report.schemas")
 
 
 def schema_names() -> tuple[str, ...]:
     """Return the names of all published schemas, such as ``report-2``."""
-    found = (entry.name for entry in files(__package__).iterdir())
+    found = (entry.name for entry in _HERE.iterdir())
     return tuple(sorted((name.removesuffix(_SUFFIX) for name in found if name.endswith(_SUFFIX)), key=_order))
 
 
@@ -38,7 +39,7 @@ def load_schema(name: str) -> dict[str, Any]:
     match = [known for known in names if wanted in (known, _order(known)[0])]
     if not match:
         raise InputError(f"no schema {name!r}; there are {', '.join(names)}")
-    schema: dict[str, Any] = json.loads((files(__package__) / f"{match[-1]}{_SUFFIX}").read_text("utf-8"))
+    schema: dict[str, Any] = json.loads((_HERE / f"{match[-1]}{_SUFFIX}").read_text("utf-8"))
     return schema
 
 
