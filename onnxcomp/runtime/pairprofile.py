@@ -273,7 +273,7 @@ def _layer(group: Group, base: Measured, other: Measured, seed: int) -> LayerPai
 
 
 def _milliseconds(measured: Measured, places: tuple[int, ...]) -> float:
-    return max(float(measured.times[calm(measured.profiled)][:, places].mean(axis=0).sum()), 0.0)
+    return float(np.maximum(measured.times[calm(measured.profiled)][:, places].mean(axis=0), 0.0).sum())
 
 
 def _series(measured: Measured, places: tuple[int, ...]) -> Times:

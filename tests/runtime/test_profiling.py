@@ -32,8 +32,12 @@ COST = ProfilerCost(0.5, 3.0, 0.05, 0.01, 0.2)
 @pytest.fixture(autouse=True)
 def known_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the profiler takes longer than everything else here."""
+
+    def known(_: SessionSettings) -> ProfilerCost:
+        return COST
+
     for module in (profiling, pairprofile):
-        monkeypatch.setattr(module, "profiler_cost", lambda _: COST)
+        monkeypatch.setattr(module, "profiler_cost", known)
 
 
 @pytest.fixture
