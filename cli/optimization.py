@@ -133,7 +133,7 @@ def _run(model: str, recipe: Recipe, timing_cache: str | None, quiet: bool, *, l
     import onnxcomp
     from onnxcomp.data import Preprocess
 
-    with talk.progress_bar(len(recipe.passes) + 2, quiet) as progress:
+    with talk.progress_bar(len(recipe.passes) + 3, quiet) as progress:
         return onnxcomp.optimize(
             model,
             recipe.build(),

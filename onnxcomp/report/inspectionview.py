@@ -128,7 +128,8 @@ def _facts(document: Document, full: bool) -> Iterator[tuple[str, str]]:
     if document["producer"]:
         yield "written by", document["producer"]
     if structure["made"] is not None:
-        yield "compressed by", f"onnxcomp {structure['made']['version']}: {', '.join(structure['made']['passes'])}"
+        made = f"onnxcomp {structure['made']['version']}".rstrip()
+        yield "compressed by", f"{made}: {', '.join(structure['made']['passes'])}"
     yield from ((f"input {name}", text) for name, text in document["inputs"].items())
     yield from ((f"output {name}", text) for name, text in document["outputs"].items())
     yield from ((f"{spec} cannot run", reason) for spec, reason in document["refusals"].items())
