@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,11 @@ from onnxcomp.report.table import Table
 from onnxcomp.report.view import View
 from onnxcomp.report.writing import write_report, write_view
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+REQUIRED = "ONNXCOMP_REQUIRE_BROWSER" in os.environ
+if REQUIRED:
+    sync_api: Any = importlib.import_module("playwright.sync_api")
+else:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 pytestmark = pytest.mark.browser
 
@@ -46,13 +51,12 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    required = "ONNXCOMP_REQUIRE_BROWSER" in os.environ
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_api.sync_playwright() as playwright:
         try:
             opened = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))
         except sync_api.Error as error:
-            if required:
+            if REQUIRED:
                 raise
             pytest.skip(f"no Chromium to open pages in: {str(error).splitlines()[0]}")
         yield opened
