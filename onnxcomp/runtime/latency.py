@@ -37,8 +37,8 @@ _ROUNDS = 400  # a session
 _WARM_S = 0.05
 _NARROW = 0.01  # an interval of one percent is as good as a CPU's clock ever gives
 _TOLERABLE = 0.05  # an interval that is wider says too little
-_FAR = 0.05  # so far from the limit, three pairs of sessions suffice: fewer say little of how sessions differ
-_FEWEST = 3
+_FAR = 0.05  # so far from the limit, four pairs of sessions suffice: fewer say little of how sessions differ
+_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def paired_speed(
         open_base: Opens the reference.
         open_other: Opens the model that should be faster.
         against: The ratio that a decision hangs on: where it lies inside the interval, as many pairs again are
-            measured; where it is far outside, three pairs suffice. None: all pairs are measured, and as many
+            measured; where it is far outside, four pairs suffice. None: all pairs are measured, and as many
             again where the interval is over 5 % wide.
         sessions: Pairs of sessions, opened one after the other.
         rounds: At most that many rounds a pair.

@@ -19,9 +19,15 @@ from onnxcomp.runtime.latency import latency_of, paired_speed
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time for tenths of a second."""
-    few = {"rounds": 8, "sessions": 1, "budget_s": 0.2}
-    monkeypatch.setattr(families, "paired_speed", lambda *given, **named: paired_speed(*given, **{**named, **few}))
-    monkeypatch.setattr(families, "latency_of", lambda *given, **named: latency_of(*given, **{**named, **few}))
+
+    def quickly(measure: Any) -> Any:
+        def measured(*given: Any, **named: Any) -> Any:
+            return measure(*given, **{**named, "rounds": 8, "sessions": 1, "budget_s": 0.2})
+
+        return measured
+
+    monkeypatch.setattr(families, "paired_speed", quickly(paired_speed))
+    monkeypatch.setattr(families, "latency_of", quickly(latency_of))
 
 
 @pytest.fixture

@@ -105,14 +105,13 @@ def test_a_model_a_fifth_slower(parsed: Parsed, monkeypatch: pytest.MonkeyPatch,
         timed = simulated.opener(0.02), simulated.opener(0.024)
         return paired_speed(*timed, **arguments, clock=simulated.clock)
 
+    def layer_times(exam: object, attempt: int) -> LayerTimes:
+        del exam, attempt
+        base, other = np.array([[1.0], [4.0]]), np.array([[1.0], [8.0]])
+        return LayerTimes(("stem", "body"), base * np.ones(9), other * np.ones(9))
+
     monkeypatch.setattr(families, "paired_speed", speed)
-    monkeypatch.setattr(
-        families,
-        "_layer_times",
-        lambda exam, attempt: LayerTimes(
-            ("stem", "body"), np.full((2, 9), [[1.0], [4.0]]), np.full((2, 9), [[1.0], [8.0]])
-        ),
-    )
+    monkeypatch.setattr(families, "_layer_times", layer_times)
     report = check(network(parsed), against=network(parsed), min_speedup=1.0)
     slow = line(report, "min_speedup")
     assert (slow.verdict, slow.where) == ("fail", ("body",))

@@ -48,7 +48,7 @@ def test_a_ratio_that_hangs_in_the_balance_is_measured_longer_and_one_that_does_
     assert (found.sessions, found.conclusive) == (8, False)
     far = machine(1)
     found = paired_speed(far.opener(0.02), far.opener(0.01), against=1.0, clock=far.clock)
-    assert (found.sessions, found.conclusive) == (3, True)
+    assert (found.sessions, found.conclusive) == (4, True)
     assert far.now < close.now / 2
 
 
