@@ -145,7 +145,7 @@ class _Clock(ProgressColumn):
         if task.fields["stage"]:
             return self._taken.render(task)
         left = self._left.render(task)
-        return left if "-" in left.plain else left + Text(" left", style="dim")
+        return left + Text(" left", style="dim") if any(map(str.isdigit, left.plain)) else left
 
 
 def _lines(console: Console) -> Progress:

@@ -60,6 +60,8 @@ def _proposals(command: click.Command, parameter: click.Parameter) -> Propose | 
         return lambda typed: [CompletionItem(typed, type=MODEL)]
     if name == "name" and command.name == "passes":
         return lambda typed: _beginning(typed, _pass_names())
+    if name == "name" and command.name == "schema":
+        return _schemas
     if name in _BY_NAME:
         return _BY_NAME[name]
     return _files if parameter.metavar in _FILES else None
@@ -77,6 +79,12 @@ def _targets(typed: str) -> Iterator[CompletionItem]:
     from onnxcomp.targets.target import target_names
 
     return _beginning(typed, target_names())
+
+
+def _schemas(typed: str) -> Iterator[CompletionItem]:
+    from onnxcomp.report.schemas import schema_names
+
+    return _beginning(typed, schema_names())
 
 
 def _reports(typed: str) -> Iterator[CompletionItem]:

@@ -39,6 +39,7 @@ def test_commands_flags_and_names() -> None:
     assert values("optimize", "in.onnx", "--target", "") == list(target_names())
     assert values("optimize", "in.onnx", "--objective", "s") == ["size"]
     assert values("check", "in.onnx", "--ort-style", "f") == ["fixed"]
+    assert "inspection-3" in values("schema", "insp")
 
 
 @pytest.mark.parametrize(("typed", "before"), [("", ""), ("tucker2,", "tucker2,"), ("cp(rank=4),", "cp(rank=4),")])
