@@ -66,7 +66,8 @@ def _interface() -> str:
 def _schemas() -> str:
     text = (
         "# JSON Schemas\n\nWhat commands print with `--json` and write as `.json`, for programs that read it "
-        "(draft 2020-12). A document names its schema in the key `schema`: `onnxcomp.report/2` follows `report-2`.\n"
+        "(draft 2020-12). A document names its schema in the key `schema`: `onnxcomp.report/2` follows `report-2`. "
+        "`onnxcomp schema report-2` prints one.\n"
     )
     for name in schema_names():
         schema, file = load_schema(name), f"{name}.schema.json"
