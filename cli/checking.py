@@ -100,7 +100,8 @@ def check(
     for path in (model, *filter(None, (against,))):
         talk.check_model(path)
     files = {"--junit": junit, "--markdown": markdown, "--sarif": sarif}
-    _check_files({flag: path for flag, path in files.items() if path is not None}, report, (model, against, budget))
+    wanted = {flag: path for flag, path in {"-o": output, **files}.items() if path is not None}
+    _check_files(wanted, report, (model, *filter(None, (against, budget, eval_, data))))
     asked = resolved(
         budget,
         target=target,
@@ -134,19 +135,19 @@ def check(
         raise GateFailure(f"{model!r} {found.headline}{fate}")
 
 
-def _check_files(files: dict[str, str], reports: tuple[str, ...], sources: tuple[str | None, ...]) -> None:
+def _check_files(files: dict[str, str], reports: tuple[str, ...], sources: tuple[str, ...]) -> None:
     """Refuse what could not be written, or would overwrite what is read, before anything slow begins."""
     from onnxcomp.report.writing import check_report_path
 
     for path in reports:
         check_report_path(path)
-    taken = {Path(path).resolve(): "is read by this call" for path in sources if path is not None}
+    taken = {Path(path).resolve(): "is read by this call" for path in sources}
     for flag, path in (*files.items(), *(("--report", path) for path in reports)):
         talk.check_folder(path, flag)
         where = Path(path).resolve()
         if where.exists() and not where.is_file():
             raise InputError(f"{flag} {path!r} is not a regular file")
-        if where in taken:
+        if where in taken and (flag != "-o" or where != Path(sources[0]).resolve()):  # over itself a model may go
             raise InputError(f"{flag} {path!r}: that file {taken[where]}; give another name")
         if not os.access(where if where.exists() else where.parent, os.W_OK):
             raise InputError(f"{flag} {path!r} cannot be written: no permission")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,20 +57,22 @@ class Specimen:
     """A model of the call.
 
     Attributes:
-        name: How messages call it.
         path: Its file; None where it came from memory.
         signature: Its inputs and outputs, before any shape was fixed.
         model: The model, its shapes fixed where they were given.
     """
 
-    def __init__(self, source: str | Path | ir.Model, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    def __init__(self, source: str | Path | ir.Model) -> None:
         self.path = None if isinstance(source, ir.Model) else Path(source)
-        self.name = what if self.path is None else f"{what} '{self.path}'"
         self.model = source.clone() if isinstance(source, ir.Model) else modelio.load(source)
         self.signature: Signature = signature(self.model)
-        self._changed = bool(shapes)
+        self._changed = False
+
+    def fix(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give inputs their shapes; InputError where they do not fit."""
         if shapes:
             fix_shapes(self.model, shapes)
+            self._changed = True
 
     @cached_property
     def bytes(self) -> int:
@@ -106,22 +109,17 @@ class Examination:
     ) -> None:
         self.target, self.given = target, given
         self._told = False
-        self.own = Specimen(model, given.shapes, "the model")
+        self.own = Specimen(model)
+        self.own.fix(given.shapes)
         self.base: Specimen | None = None
         if against is not None:
             try:
-                self.base = Specimen(against, self._shapes_of_base(against), "the base")
+                self.base = Specimen(against)
             except ModelError as error:
                 raise ModelError(f"--against: {error}") from None
-
-    def _shapes_of_base(self, against: str | Path | ir.Model) -> dict[str, tuple[int, ...]]:
-        """The shapes given, as far as the base has such inputs: one that has others fails as a contract."""
-        if not self.given.shapes:
-            return {}
-        names = {
-            value.name for value in (against if isinstance(against, ir.Model) else modelio.load(against)).graph.inputs
-        }
-        return {name: shape for name, shape in self.given.shapes.items() if name in names}
+            # A base that the shapes do not fit has another contract, which is what the gate then says.
+            with suppress(InputError):
+                self.base.fix(given.shapes)
 
     @cached_property
     def _loaded(self) -> tuple[tuple[NodeFate, ...], str]:
@@ -175,8 +173,9 @@ class Examination:
         try:
             feeds = open_feeds(source, self.own.model, preprocess=given.preprocess, shapes=given.shapes)
         except DataError as error:
-            if self.base is not None and self.base.signature.inputs != self.own.signature.inputs:
-                return str(error)
+            misfit = self._misfit(error)
+            if isinstance(misfit, Unfit):
+                return str(misfit)
             raise
         return feeds if given.eval is not None else feeds.unlabelled()
 
@@ -189,7 +188,7 @@ class Examination:
     def feeds(self) -> Feeds | None:
         """Evaluation data, else other data, else None; Unfit where they are for a base with other inputs."""
         if isinstance(self._opened, str):
-            raise Unfit(f"the data do not fit the model, whose inputs are not those of the base: {self._opened}")
+            raise Unfit(self._opened)
         return self._opened
 
     @cached_property
@@ -219,6 +218,8 @@ class Examination:
                 raise Unfit(f"output '{lost[0]}' of the base is gone or changed, so the outputs cannot be compared")
         try:
             return evaluate(self.own.model, feeds, None if base is None else base.model, threads=self.given.threads)
+        except DataError as error:
+            raise self._misfit(error) from error
         except ModelError as error:
             self._blame_base(base, error)
             raise Unfit(str(error)) from error
@@ -230,12 +231,20 @@ class Examination:
         def opened() -> Callable[[], None]:
             try:
                 return inner()
+            except DataError as error:
+                raise self._misfit(error) from error
             except ModelError as error:
                 if specimen is self.base:
                     raise ModelError(f"--against: {error}") from None
                 raise Unfit(str(error)) from error
 
         return opened
+
+    def _misfit(self, error: DataError) -> Exception:
+        """Data that do not fit are the caller's fault, unless a model that takes others is what they do not fit."""
+        if self.base is not None and self.base.signature.inputs != self.own.signature.inputs:
+            return Unfit(f"the inputs are not those of the base: {error}")
+        return error
 
     def _blame_base(self, base: Specimen | None, error: ModelError) -> None:
         """Raise InputError where it is the base that does not load."""

@@ -54,10 +54,13 @@ class Family:
 
 
 def warnings(exam: Examination, limits: Limits) -> tuple[str, ...]:
-    """Say which globs of layers match nothing."""
+    """Say which globs of layers match nothing, and that data were given for no limit."""
     names = {*exam.own.origins, *exam.own.origins.values()}
     idle = [glob for glob in limits.allow_float if not any(fnmatchcase(name, glob) for name in names)]
-    return tuple(f"--allow-float {glob!r} matches no layer{did_you_mean(glob, names)}" for glob in idle)
+    found = [f"--allow-float {glob!r} matches no layer{did_you_mean(glob, names)}" for glob in idle]
+    if exam.given.eval is not None and not any(name in limits.asked() for name in _QUALITY):
+        found.append(f"no limit looks at what --eval gives: ask for one of {', '.join(_QUALITY)}")
+    return tuple(found)
 
 
 def _static(exam: Examination, limits: Limits) -> Iterator[Line]:

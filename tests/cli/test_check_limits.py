@@ -120,7 +120,7 @@ def test_a_base_with_other_inputs(run: Any, cnn: Path, make: Any, images: Path) 
     # the data are the base's: the model is at fault, not the call
     got = run("check", other, "--against", cnn, "--eval", images, "--min-accuracy", "1", "--json")
     assert got.code == 1
-    assert "whose inputs are not those of the base" in str(got.out)
+    assert "the inputs are not those of the base: " in str(got.out)
 
 
 def test_a_model_that_does_not_load(run: Any, cnn: Path, images: Path) -> None:
@@ -213,6 +213,9 @@ def test_reports_are_written_even_when_the_gate_fails(run: Any, cnn: Path, tmp_p
         (("--report", "r.txt"), "the name must end in"),
         (("--markdown", "MODEL"), "is read by this call"),
         (("--sarif", "BASE", "--against", "BASE"), "is read by this call"),
+        (("-o", "BASE", "--against", "BASE"), "is read by this call"),
+        (("--junit", "IMAGES", "--eval", "IMAGES"), "is read by this call"),
+        (("-o", "same.onnx", "--markdown", "same.onnx"), "is written by -o as well"),
         (("--markdown", "same.md", "--report", "same.md"), "is written by --markdown as well"),
     ],
 )
@@ -244,6 +247,21 @@ def test_wrong_calls(
     assert words in got.err
     assert len(got.err.splitlines()) <= 2
     assert base.read_bytes() == before == cnn.read_bytes()
+
+
+def test_shapes_hold_for_the_base_as_well(run: Any, cnn: Path, make: Any, tmp_path: Path) -> None:
+    flags = ("--against", cnn, "--shapes", "x:1x3x16x16", "--min-speedup", "0.001", "-o", cnn)
+    assert run("check", cnn, *flags).code == 0
+    assert onnx.load(cnn).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    other = make([helper.make_node("Relu", ["x"], ["y"])], {}, inputs=(("x", 1, ["N", 10]),), name="other.onnx")
+    got = run("check", cnn, "--against", other, "--shapes", "x:1x3x16x16", "--min-speedup", "0.001", "--json")
+    assert (got.code, verdicts(got)["contract"]) == (1, "fail")
+
+
+def test_data_that_no_limit_looks_at_are_told_of(run: Any, cnn: Path, images: Path) -> None:
+    got = run("check", cnn, "--eval", images, "--max-size", "1MB")
+    assert got.code == 0
+    assert "warning: no limit looks at what --eval gives" in got.err
 
 
 def test_the_same_call_from_python(cnn: Path, images: Path) -> None:
