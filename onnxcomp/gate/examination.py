@@ -173,7 +173,7 @@ class Examination:
         try:
             feeds = open_feeds(source, self.own.model, preprocess=given.preprocess, shapes=given.shapes)
         except DataError as error:
-            misfit = self._misfit(error)
+            misfit = self.misfit(error)
             if isinstance(misfit, Unfit):
                 return str(misfit)
             raise
@@ -219,7 +219,7 @@ class Examination:
         try:
             return evaluate(self.own.model, feeds, None if base is None else base.model, threads=self.given.threads)
         except DataError as error:
-            raise self._misfit(error) from error
+            raise self.misfit(error) from error
         except ModelError as error:
             self._blame_base(base, error)
             raise Unfit(str(error)) from error
@@ -232,7 +232,7 @@ class Examination:
             try:
                 return inner()
             except DataError as error:
-                raise self._misfit(error) from error
+                raise self.misfit(error) from error
             except ModelError as error:
                 if specimen is self.base:
                     raise ModelError(f"--against: {error}") from None
@@ -240,7 +240,7 @@ class Examination:
 
         return opened
 
-    def _misfit(self, error: DataError) -> Exception:
+    def misfit(self, error: DataError) -> Exception:
         """Data that do not fit are the caller's fault, unless a model that takes others is what they do not fit."""
         if self.base is not None and self.base.signature.inputs != self.own.signature.inputs:
             return Unfit(f"the inputs are not those of the base: {error}")

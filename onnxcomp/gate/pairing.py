@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import DataError, ModelError
 from onnxcomp.gate.examination import Examination, Unfit
 from onnxcomp.gate.layers import LayerTimes
 from onnxcomp.runtime.measuring import Effort, Measured, Subject, measure
@@ -37,6 +37,8 @@ def layer_times(exam: Examination, attempt: int) -> LayerTimes:
         for specimen in specimens:
             try:
                 subjects.append(Subject(specimen.model, exam.feed, settings, Path(folder) / str(len(subjects))))
+            except DataError as error:
+                raise exam.misfit(error) from error
             except ModelError as error:
                 if specimen is base:
                     raise ModelError(f"--against: {error}") from None
