@@ -27,7 +27,7 @@ Float = NDArray[np.float64]
 
 _LEVEL = 0.05
 _IGNORED = 0.01  # share of the base's total time
-_SESSION = 0.06  # by which a layer of one and the same model differs between sessions
+_SESSION = 0.05  # by which a layer of one and the same model differs between sessions
 
 
 @dataclass(frozen=True)
