@@ -63,7 +63,7 @@ def speedup_line(measure: Callable[[int], PairedSpeed], limit: float) -> tuple[L
     """
     found, outcome, attempts = repeated(measure, lambda m: _at_least(m.ratio, m.low, m.high, limit))
     found = dataclasses.replace(found, attempts=attempts)
-    value = f"{found.ratio:.3g}x ({found.low:.3g} to {found.high:.3g})"
+    value = f"{found.ratio:.3f}x ({found.low:.3f} to {found.high:.3f})"
     why = f"{found.base_ms:.3g} ms -> {found.other_ms:.3g} ms{_doubt(outcome, found.low, found.high, limit, attempts)}"
     figures = {"limit": limit, "value": found.ratio, "low": found.low, "high": found.high}
     return Line("min_speedup", in_words("min_speedup", limit), value, outcome, why, (), figures), found

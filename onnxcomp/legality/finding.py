@@ -81,7 +81,15 @@ class Subject:
                 open_session(self.model, optimize="basic")
             return fates, ""
         except ModelError as error:
-            return (), str(error).split(": ", 1)[-1]
+            return (), self._reason(error)
+
+    def _reason(self, error: ModelError) -> str:
+        """Why the runtime does not load the model, with its own names: the proof gives the nodes others."""
+        try:
+            open_session(self.model)
+        except ModelError as own:
+            error = own
+        return str(error).split(": ", 1)[-1]
 
 
 @dataclass(frozen=True, slots=True)
