@@ -32,7 +32,7 @@ _BUDGET_S = 5.0  # for one model; two models get twice as much
 @click.option("--against", metavar="BASE", help="Also profile BASE, and say how much faster MODEL is.")
 @click.option("--data", metavar="D", help="Inputs: .npz, .npy, a folder of images, or module:function.  [else made up]")
 @click.option("--batch", metavar="N", type=click.IntRange(1), help="Samples in a run.  [default: 1]")
-@click.option("--runs", metavar="N", type=int, default=500, show_default=True, help="At most N runs.")
+@click.option("--runs", metavar="N", type=int, default=500, show_default=True, help="At most N runs of each kind.")
 @click.option("--warmup", metavar="N", type=int, default=10, show_default=True, help="Runs before any is measured.")
 @click.option("--budget", metavar="S", type=float, help="Seconds to measure.  [default: 5; with --against 10]")
 @click.option(

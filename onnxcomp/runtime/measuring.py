@@ -39,6 +39,8 @@ _CALM = (0.1, 0.4)  # shares of the runs, the fastest first
 _FEW = 3
 # The chains' cost may be off by so much for a model with other kernels; a larger difference has another cause.
 _ADJUSTMENT = 1.35
+_NOTICEABLE = 0.05  # of a run
+_TYPICAL = TracedKernel("", "Conv", "", 4, 12, floats=True, parallel=False)
 _EVENTS_BESIDE = 2  # a run writes two events besides those of its kernels
 
 
@@ -47,7 +49,7 @@ class Effort:
     """How much is measured.
 
     Attributes:
-        runs: Runs of each model with the profiler, and as many without it.
+        runs: Runs of each model with the profiler, and as many without it; twice as many where they were disturbed.
         warmup: Runs of each before anything is measured.
         budget_s: Seconds after which no further round starts; at least 3 rounds are done, if so many runs are wanted.
 
@@ -168,6 +170,13 @@ class Subject:
         if any(_has_body(kernel) for kernel in kernels):
             self.events = _count_events(_Recorded(open_with(twin, settings, trace=folder / "probe"), own))
 
+    def disturbed(self, cost: ProfilerCost) -> bool:
+        """Whether the profiler does not explain by how much runs with it and without it differ."""
+        slow, fast = (times[calm(times)].mean() for times in (self.traced.milliseconds(), self.plain.milliseconds()))
+        explained = cost.of(_TYPICAL) * (self.events - _EVENTS_BESIDE) / 1e3
+        most = explained * _ADJUSTMENT + _NOTICEABLE * fast
+        return not explained / _ADJUSTMENT - _NOTICEABLE * fast <= slow - fast <= most
+
     def finish(self, cost: ProfilerCost) -> Measured:
         """End the profile and read it.
 
@@ -230,21 +239,34 @@ def calm(times: Times) -> NDArray[np.int64]:
     return np.sort(order[first:end] if end - first >= _FEW else order[: max(end, _FEW)])
 
 
-def measure(subjects: Sequence[Subject], effort: Effort) -> None:
-    """Let all sessions of all subjects run in turns, in an order that turns round every round."""
-    sessions = [session for subject in subjects for session in (subject.plain, subject.traced)]
+def measure(subjects: Sequence[Subject], effort: Effort, cost: ProfilerCost | None = None) -> None:
+    """Let all sessions of all subjects run in turns, in an order that turns round every round.
+
+    Args:
+        subjects: What is measured.
+        effort: How much.
+        cost: What the profiler costs. Where runs with it and without it differ by more than that explains, something
+            else ran, and as much again is measured, once. None: that is not looked at.
+    """
     with collector_off():
-        turn = _turn(min(session.warm(effort.warmup) for session in sessions), effort.runs)
-        rounds = _rounds(subjects, effort, turn)
-        with progress.task("profile", total=rounds) as advance:
-            stop = time.perf_counter() + effort.budget_s
-            for done in range(rounds):
-                if done >= _LEAST_ROUNDS and time.perf_counter() > stop:
-                    break
-                for session in sessions:
-                    session.turn(turn)
-                sessions.reverse()
-                advance()
+        _in_turns(subjects, effort)
+        if cost is not None and effort.runs >= _ROUNDS and any(subject.disturbed(cost) for subject in subjects):
+            _in_turns(subjects, effort)
+
+
+def _in_turns(subjects: Sequence[Subject], effort: Effort) -> None:
+    sessions = [session for subject in subjects for session in (subject.plain, subject.traced)]
+    turn = _turn(min(session.warm(effort.warmup) for session in sessions), effort.runs)
+    rounds = _rounds(subjects, effort, turn)
+    with progress.task("profile", total=rounds) as advance:
+        stop = time.perf_counter() + effort.budget_s
+        for done in range(rounds):
+            if done >= _LEAST_ROUNDS and time.perf_counter() > stop:
+                break
+            for session in sessions:
+                session.turn(turn)
+            sessions.reverse()
+            advance()
 
 
 def _turn(fastest: float, runs: int) -> int:

@@ -239,8 +239,8 @@ def _traced(
             Subject(model, own, settings, Path(folder) / str(k))
             for k, (model, own) in enumerate(zip(models, feeds, strict=True))
         ]
-        measure(subjects, effort)
         cost = profiler_cost(settings)
+        measure(subjects, effort, cost)
         base, other = (subject.finish(cost) for subject in subjects)
         del subjects
     return base, other

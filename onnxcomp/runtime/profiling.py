@@ -173,8 +173,9 @@ def profile_model(
     machine = this_machine()
     with tempfile.TemporaryDirectory(prefix="onnxcomp-", ignore_cleanup_errors=True) as folder:
         subject = Subject(model, feed, settings, Path(folder) / "profile")
-        measure([subject], effort)
-        measured = subject.finish(profiler_cost(settings))
+        cost = profiler_cost(settings)
+        measure([subject], effort, cost)
+        measured = subject.finish(cost)
     return profile_of(measured, settings, effort, machine)
 
 
