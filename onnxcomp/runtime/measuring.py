@@ -19,11 +19,11 @@ from onnxcomp import progress
 from onnxcomp.errors import InputError, ModelError
 from onnxcomp.runtime.attribution import Attribution, attribute
 from onnxcomp.runtime.optimised import open_dumped, tokenised
+from onnxcomp.runtime.ortprofile import TracedKernel, read_trace
 from onnxcomp.runtime.profilercost import ProfilerCost
 from onnxcomp.runtime.session import input_names, open_with, run
 from onnxcomp.runtime.settings import SessionSettings
 from onnxcomp.runtime.timing import collector_off
-from onnxcomp.runtime.trace import TracedKernel, read_trace
 
 __all__ = ["Effort", "Measured", "Subject", "adjustment_of", "calm", "measure"]
 

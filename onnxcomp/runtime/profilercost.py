@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from scipy.optimize import nnls
 
+from onnxcomp.runtime.ortprofile import TracedKernel, read_trace
 from onnxcomp.runtime.session import open_with
 from onnxcomp.runtime.settings import SessionSettings
 from onnxcomp.runtime.timing import collector_off
-from onnxcomp.runtime.trace import TracedKernel, read_trace
 
 __all__ = ["ProfilerCost", "profiler_cost"]
 

@@ -21,9 +21,9 @@ from onnxcomp.runtime.attribution import Attribution
 from onnxcomp.runtime.latency import Percentiles
 from onnxcomp.runtime.machine import Machine, this_machine
 from onnxcomp.runtime.measuring import Effort, Measured, Subject, calm, measure
+from onnxcomp.runtime.ortprofile import TracedKernel
 from onnxcomp.runtime.profilercost import profiler_cost
 from onnxcomp.runtime.settings import SessionSettings
-from onnxcomp.runtime.trace import TracedKernel
 
 __all__ = [
     "Agreement",

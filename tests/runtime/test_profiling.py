@@ -17,11 +17,11 @@ from onnxcomp.errors import DataError, InputError, ModelError
 from onnxcomp.runtime import measuring, pairprofile, profiling
 from onnxcomp.runtime.attribution import Attribution
 from onnxcomp.runtime.measuring import Effort, adjustment_of, calm
+from onnxcomp.runtime.ortprofile import TracedKernel
 from onnxcomp.runtime.pairprofile import groups_of, profile_pair, verdict
 from onnxcomp.runtime.profilercost import ProfilerCost, profiler_cost
 from onnxcomp.runtime.profiling import profile_model
 from onnxcomp.runtime.settings import SessionSettings
-from onnxcomp.runtime.trace import TracedKernel
 
 Parsed = Callable[..., ir.Model]
 Arrays = dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.errors import OnnxcompError
-from onnxcomp.runtime.trace import Trace, read_trace
+from onnxcomp.runtime.ortprofile import Trace, read_trace
 
 Event = dict[str, Any]
 
