@@ -8,7 +8,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxcomp.comparison.attribution import affordable, measured_shares
-from onnxcomp.comparison.channels import Adapter, Kept, kept_channels, scales
+from onnxcomp.comparison.channels import Adapter, Kept, kept_channels
+from onnxcomp.comparison.equalized import scales
 from onnxcomp.comparison.forced import cut_points
 from onnxcomp.comparison.graphs import floats, typed, varying
 from onnxcomp.comparison.matching import match, misfits
@@ -87,11 +88,13 @@ def _adapted(subjects: Subjects, kept: Kept, steps: Sequence[Step]) -> Subjects:
     if factors is None:
         return subjects
     fit_factors(subjects, factors)
+    settled = factors.settled(subjects.other, subjects.threads)
     ranks = {v.name: len(v.shape) for node in subjects.base.graph for v in node.outputs if v.shape is not None}
     for name in subjects.pairs:
         if name in factors.labels and name in ranks:
             adapter = adapters.get(name, Adapter())
-            adapters[name] = replace(adapter, factors=factors.of(name, ranks[name], adapter))
+            labels = factors.labels_of(name, ranks[name], adapter)
+            adapters[name] = replace(adapter, factors=settled[labels])
     return subjects
 
 

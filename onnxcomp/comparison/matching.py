@@ -23,6 +23,7 @@ from onnxcomp.comparison.graphs import (
     varying,
     what_readers_see,
 )
+from onnxcomp.cost import constant_behind
 from onnxcomp.graph.edit import PASS, origin_of
 
 __all__ = ["Codes", "How", "Matching", "Pair", "maker_of", "match", "misfits"]
@@ -179,7 +180,7 @@ class _Search:
                 continue
             alike = list(self._alike(node, [v for v in known if v is not None]))
             siblings = {u.node for v in node.inputs if v is not None and v in self._alive for u in v.uses()}
-            if len(alike) != 1 or sum(kind(s) == kind(node) for s in siblings) != 1:
+            if len(alike) != 1 or sum(_looks(s) == _looks(node) for s in siblings) != 1:
                 continue
             stands = self._stands_for(ours[0], alike[0].outputs[0])
             if stands is not None:
@@ -193,7 +194,7 @@ class _Search:
         wanted = {what_readers_see(v) for v in known} | set(known)
         for reader in {use.node for value in wanted for use in value.uses()}:
             reads = {v for v in reader.inputs if v is not None and v in self._others_alive}
-            alike = kind(reader) == kind(node) and reads <= wanted and len(reader.outputs) == 1
+            alike = _looks(reader) == _looks(node) and reads <= wanted and len(reader.outputs) == 1
             if alike and reader.outputs[0] not in self._taken and is_float(reader.outputs[0]):
                 yield reader
 
@@ -249,6 +250,13 @@ def _by_origin(model: ir.Model, alive: set[ir.Value]) -> Mapping[str, list[ir.No
         if node.op_type not in _PAIR and any(v in alive for v in node.outputs):
             found[origin_of(node)].append(node)
     return found
+
+
+def _looks(node: ir.Node) -> tuple[str, tuple[int, ...]]:
+    """What tells a node from others that read the same: what it does, and the shape of its largest constant."""
+    tensors = [tensor for value in node.inputs if (tensor := constant_behind(value)) is not None]
+    largest = max(tensors, key=lambda tensor: tensor.size, default=None)
+    return kind(node), () if largest is None else tuple(largest.shape.numpy())
 
 
 def _same_work(node: ir.Node, theirs: ir.Node) -> bool:

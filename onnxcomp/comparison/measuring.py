@@ -11,7 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp import progress
-from onnxcomp.comparison.channels import Adapter, Factors
+from onnxcomp.comparison.channels import Adapter
+from onnxcomp.comparison.equalized import Factors
 from onnxcomp.comparison.forced import splice
 from onnxcomp.comparison.matching import Pair
 from onnxcomp.comparison.reading import Batch, cast_feed, groups_of, slices

@@ -14,13 +14,12 @@ from onnxcomp.errors import SpecError
 from onnxcomp.graph.edit import PASS, origin_of
 from onnxcomp.spec import PassSpec, parse_spec, render_value
 
-__all__ = ["DroppedIn", "Step", "dropped_blocks", "rewrites_of", "steps_between"]
+__all__ = ["Step", "dropped_layers", "rewrites_of", "steps_between"]
 
 _RECIPES = ("onnxcomp.recipe.earlier", "onnxcomp.recipe")
 _DROPPED = ("blocks", "dropped")
 # What says which channels of so many are left, one bit a channel, is not for reading.
 _MASK = "outputs"
-DroppedIn = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +60,15 @@ def rewrites_of(other: ir.Model, steps: Sequence[Step]) -> dict[str, tuple[str, 
     return {layer: tuple(dict.fromkeys(names)) for layer, names in found.items()}
 
 
-def dropped_blocks(steps: Sequence[Step]) -> dict[str, str]:
-    """By layer the residual block with which it was dropped."""
+def dropped_layers(other: ir.Model, steps: Sequence[Step]) -> dict[str, str]:
+    """By layer that the other model has no node of which pass removed it, and with which residual block."""
+    left = {origin_of(node) for node in other.graph}
     found: dict[str, str] = {}
     for step in steps:
         for layer, choice in step.choices.items():
             blocks = [str(choice[key]) for key in _DROPPED if key in choice]
-            if blocks:
-                found[layer] = blocks[0]
+            if layer not in left:
+                found[layer] = f"dropped by {step.spec}" + (f" with the residual block {blocks[0]}" if blocks else "")
     return found
 
 

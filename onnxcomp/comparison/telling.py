@@ -10,7 +10,7 @@ from onnxcomp.comparison.channels import Adapter
 from onnxcomp.comparison.graphs import WEIGHTED, at_fault, kind, segment
 from onnxcomp.comparison.matching import Matching, maker_of
 from onnxcomp.comparison.measuring import Measured, Subjects
-from onnxcomp.comparison.recipes import Step, dropped_blocks, rewrites_of
+from onnxcomp.comparison.recipes import Step, dropped_layers, rewrites_of
 from onnxcomp.comparison.result import LayerNoise, NotCompared
 from onnxcomp.comparison.sums import ratio_to_decibels
 from onnxcomp.cost import constant_behind
@@ -35,7 +35,7 @@ class Telling:
         self._subjects, self._matching, self._measured = subjects, matching, measured
         self._ends, self._alive = ends, alive
         self._rewrites = rewrites_of(subjects.other, steps)
-        self._dropped = dropped_blocks(steps)
+        self._dropped = dropped_layers(subjects.other, steps)
         self._twins = {node.name: node for node in subjects.other.graph if node.name}
         self._values = {value.name: value for node in subjects.other.graph for value in node.outputs}
         self._told: dict[ir.Node, tuple[str, ...]] = {}
@@ -50,7 +50,7 @@ class Telling:
         name = value.name or ""
         pair, sums, adapter = self._matching.pairs[name], self._measured.sums[name], self._subjects.adapters.get(name)
         nodes = segment(value, self._ends, self._alive)
-        chosen = at_fault(nodes, {node: bool(self._of(node)) for node in nodes})
+        chosen = at_fault(nodes, {node: bool(self._of(node, name)) for node in nodes})
         several = nodes if len(nodes) > 1 else []
         kept = None if adapter is None or adapter.kept is None else adapter.kept
         return LayerNoise(
@@ -61,7 +61,7 @@ class Telling:
             nodes=tuple(dict.fromkeys(origin_of(node) for node in reversed(several))),
             other=pair.maker,
             op_type=chosen[0].op_type,
-            rewrites=tuple(dict.fromkeys(text for node in reversed(nodes) for text in self._of(node))),
+            rewrites=tuple(dict.fromkeys(text for node in reversed(nodes) for text in self._of(node, name))),
             channels=None if kept is None else (len(kept), _channels(value, adapter)),
             rescaled=adapter is not None and adapter.factors is not None,
             sqnr=ratio_to_decibels(sums.ratio),
@@ -75,19 +75,18 @@ class Telling:
             unknown=sums.unknown,
         )
 
-    def _of(self, node: ir.Node) -> tuple[str, ...]:
-        """What was done to a node of the base."""
+    def _of(self, node: ir.Node, tensor: str) -> tuple[str, ...]:
+        """What was done to a node of the base that a compared tensor is computed by."""
         if node not in self._told:
-            twin = self._twins.get(node.name or "") or self._twin_of(node)
+            twin = self._twins.get(node.name or "") or self._twin_of(node, tensor)
             changed = None if twin is None else _difference(node, twin)
             self._told[node] = self._rewrites.get(origin_of(node)) or (() if changed is None else (changed,))
         return self._told[node]
 
-    def _twin_of(self, node: ir.Node) -> ir.Node | None:
-        """The node that computes the counterpart of what a node computes."""
-        pair = self._matching.pairs.get(node.outputs[0].name or "") if node.outputs else None
-        value = None if pair is None else self._values.get(pair.other)
-        return None if value is None else maker_of(value)
+    def _twin_of(self, node: ir.Node, tensor: str) -> ir.Node | None:
+        """The node that computes the counterpart of what a node computes, or else of the tensor."""
+        pair = self._matching.pairs.get(node.outputs[0].name or "") or self._matching.pairs[tensor]
+        return maker_of(self._values[pair.other])
 
     def missing(self, value: ir.Value) -> NotCompared:
         """A tensor that was not compared."""
@@ -99,7 +98,7 @@ class Telling:
     def _why(self, name: str, layer: str) -> str:
         shapes = self._measured.misfits.get(name)
         if layer in self._dropped and name not in self._matching.pairs:
-            return f"dropped with the residual block {self._dropped[layer]}"
+            return self._dropped[layer]
         if shapes is None:
             return self._matching.missing[name]
         return f"its shape depends on the data: {list(shapes[0])} against {list(shapes[1])}"

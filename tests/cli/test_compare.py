@@ -127,3 +127,70 @@ def test_models_of_different_origin_are_warned_of(run: Any, cnn: Path, make: Any
     got = run("compare", cnn, make(nodes, {"w": np.ones((3, 10), np.float32)}, name="other.onnx"), "--data", images)
     assert got.code == 0
     assert "warning: only 1 of 7 tensors of the base are in the other model" in got.err
+
+
+@pytest.mark.parametrize("suffix", ["json", "md", "html"])
+def test_report_files(run: Any, cnn: Path, damaged: Path, images: Path, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"compare.{suffix}"
+    got = run("compare", cnn, damaged, "--data", images, "--report", file, "--quiet")
+    assert got.code == 0, got.err
+    text = file.read_text("utf-8")
+    assert "conv2" in text
+    if suffix == "json":
+        check(json.loads(text))
+    else:
+        assert "All compared tensors" in text
+
+
+def test_accuracy_of_both(run: Any, cnn: Path, damaged: Path, images: Path) -> None:
+    got = run("compare", cnn, damaged, "--data", images, "--eval", images, "--json")
+    document = json.loads(got.out)
+    check(document)
+    accuracy = document["accuracy"]
+    assert accuracy["samples"] == 100
+    assert accuracy["drop_points"] == pytest.approx(100 * (accuracy["base"] - accuracy["other"]))
+    assert accuracy["low"] <= accuracy["drop_points"] <= accuracy["high"]
+    assert document["flipped"] == len(document["flips"]) == round(100 * (1 - document["agreement"]))
+
+
+def test_few_layers_are_listed(run: Any, cnn: Path, damaged: Path, images: Path, make: Any, parts: Any) -> None:
+    nodes, arrays = parts
+    other = make(nodes, {**arrays, "w1": 1.1 * arrays["w1"], "w3": 1.1 * arrays["w3"]}, name="two.onnx")
+    got = run("compare", cnn, other, "--data", images, "--top", "1", "--samples", "10", "--attribute", "5")
+    assert "Layers by the error they add (1 of 2)" in got.out
+    assert "layers on 10 samples of them" in got.out
+    assert "measured on 5 samples" in got.out
+    estimated = run("compare", cnn, other, "--data", images, "--attribute", "0", "--json")
+    assert json.loads(estimated.out)["share_samples"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--report", "compare.txt"), "the name must end in .json, .md, .html"),
+        (("--samples", "0"), "--samples"),
+        (("--data", "missing.npz"), "missing.npz: no such file or folder"),
+        (("--eval", "missing.npz"), "missing.npz: no such file or folder"),
+    ],
+)
+def test_bad_calls(run: Any, cnn: Path, damaged: Path, flags: tuple[str, str], said: str) -> None:
+    got = run("compare", cnn, damaged, *flags)
+    assert got.code == 2
+    assert said in got.err
+    assert got.out == ""
+
+
+def test_a_report_never_replaces_a_model(run: Any, cnn: Path, damaged: Path, tmp_path: Path) -> None:
+    model = damaged.rename(tmp_path / "model.json")
+    got = run("compare", cnn, model, "--report", model)
+    assert got.code == 2
+    assert "would be written over a model" in got.err
+
+
+def test_labels_are_needed_for_accuracy(run: Any, cnn: Path, damaged: Path, images: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.npz"
+    with np.load(images) as arrays:
+        np.savez(bare, x=arrays["x"])
+    got = run("compare", cnn, damaged, "--data", images, "--eval", bare)
+    assert got.code == 2
+    assert "has no labels" in got.err
