@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ Document = dict[str, Any]
 
 _DRAWN = 40  # bars that can be told apart
 _FEW = 3
+_CHANGE = 3  # the column that says by how much a layer changed
 _RUNTIME = "(outside of the layers)"
 _MANY = 10  # runs a second that are worth a word
 _TRUSTED = 0.1  # by which the profile may part from the clock
@@ -225,7 +227,10 @@ def _layer_pairs(document: Document, full: bool, top: int | None) -> Table:
         (name, tuple(layer[key] for layer in drawn)) for name, key in (("before", "base_ms"), ("after", "other_ms"))
     )
     plot = Bars(tuple(layer["layer"] for layer in drawn), series, unit="ms")
-    return _filled("Layers, the largest change first", columns, rows, {1, 2, 3, 4}, plot if full else None)
+    table = _filled("Layers, the largest change first", columns, rows, {1, 2, 3, 4}, plot if full else None)
+    told = [(row, layer["speedup"]) for row, layer in enumerate(shown) if layer["speedup"] is not None]
+    good = frozenset((row, _CHANGE) for row, interval in told if interval["low"] > 1.0)
+    return replace(table, good=good, bad=frozenset((row, _CHANGE) for row, interval in told if interval["high"] < 1.0))
 
 
 def _kernels(profile: Document, title: str) -> Table:

@@ -129,6 +129,7 @@ def test_two_profiles_for_people() -> None:
     assert shown.headline == "faster than base.onnx: 2.00x (1.90 to 2.10), 2.000 ms a run against 4.000 ms"
     layers = shown.tables[0]
     assert layers.rows[0][:5] == ("b", "3.000 ms", "1.500 ms", "-1.500 ms", "2.00x (1.90 to 2.10)")
+    assert (layers.good, layers.bad) == (frozenset({(0, 3)}), frozenset())
     assert layers.rows[1][:4] == ("gone", "0.400 ms", "-", "-0.400 ms")
     assert isinstance(layers.plot, Bars)
     assert layers.plot.series == (("before", (3.0, 0.4, 0.4)), ("after", (1.5, 0.0, 0.4)))
