@@ -7,6 +7,7 @@ shows in what reads the value.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from onnxcomp.graph.edit import PASS, origin_of
 __all__ = ["Codes", "How", "Matching", "Pair", "maker_of", "match", "misfits"]
 
 How = Literal["name", "provenance", "structure"]
+# How `onnxcomp.graph.permuting` calls tensors whose channels it put in another order.
+_REORDERED = re.compile(r"\.permuted(_\d+)?$")
 _PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -140,6 +143,7 @@ class _Search:
         self._found: dict[ir.Value, tuple[ir.Value, How]] = {}
         self._taken: dict[ir.Value, ir.Value] = {}
         self._codes: dict[ir.Value, Codes] = {}
+        self._reordered: set[ir.Value] = set()
 
     def by_name(self) -> None:
         """The same name, or that which ORT's quantizer gives to the codes of it."""
@@ -162,7 +166,9 @@ class _Search:
             if len(nodes) != 1 or last is None or not _same_work(nodes[0], last):
                 continue
             for value, found in zip(nodes[0].outputs, last.outputs, strict=False):
-                if value.name in self._values and is_float(found) and value not in self._found:
+                if _REORDERED.search(found.name or ""):
+                    self._reordered.add(value)
+                elif value.name in self._values and is_float(found) and value not in self._found:
                     stands = self._stands_for(value, found)
                     if stands is not None:
                         self._add(stands, found, "provenance")
@@ -183,7 +189,7 @@ class _Search:
             if len(alike) != 1 or sum(_looks(s) == _looks(node) for s in siblings) != 1:
                 continue
             stands = self._stands_for(ours[0], alike[0].outputs[0])
-            if stands is not None:
+            if stands is not None and stands not in self._reordered:
                 self._add(stands, alike[0].outputs[0], "structure")
 
     def _seen(self, value: ir.Value) -> ir.Value | None:
@@ -232,11 +238,16 @@ class _Search:
 
     def _why_missing(self, value: ir.Value) -> str:
         """What computes a tensor together with others: the counterpart of the next tensor that has one."""
+        if value in self._reordered:
+            return "its channels have another order"
         waiting, seen = [value], {value}
         while waiting:
             current = waiting.pop(0)
             if current in self._found:
-                return f"no counterpart: {_maker(self._found[current][0])} of the other model computes it and more"
+                maker, own = _maker(self._found[current][0]), value.producer()
+                if own is not None and origin_of(own) == maker:
+                    return "no counterpart: what follows is folded into it"
+                return f"no counterpart: {maker} of the other model computes it and more"
             for use in current.uses():
                 waiting += [v for v in use.node.outputs if v not in seen]
                 seen.update(use.node.outputs)

@@ -73,9 +73,9 @@ def dropped_layers(other: ir.Model, steps: Sequence[Step]) -> dict[str, str]:
 
 
 def _worded(spec: PassSpec, choice: Mapping[str, Value]) -> str:
-    options = {**spec.options, **choice}
-    shown = [f"{key}={render_value(value)}" for key, value in options.items() if not key.startswith(_MASK)]
-    return f"{spec.name}({', '.join(shown)})" if shown else spec.name
+    """What the pass chose there, or else what it was told."""
+    shown = [f"{key}={render_value(value)}" for key, value in choice.items() if not key.startswith(_MASK)]
+    return f"{spec.name}({', '.join(shown)})" if shown else str(spec)
 
 
 def _steps(model: ir.Model) -> tuple[Step, ...]:

@@ -27,6 +27,7 @@ Document = dict[str, Any]
 # What the interval of `Quality` takes on one side (95 %), and what an interval with 95 % in it takes on both.
 _ONE_SIDED, _TWO_SIDED = 1.645, 1.96
 _FEW = 10
+_SOME = 0.005
 
 
 def comparison_document(
@@ -120,7 +121,8 @@ def _headline(document: Document) -> str:
     elif fault["added"] == "inf":
         blame = f"{_named(fault)} makes NaN or Inf of finite values"
     elif float(fault["share"]) > 0:
-        blame = f"{_named(fault)} adds most, {percent(float(fault['share']))} of the noise"
+        more = "" if float(fault["share"]) < 1 + _SOME else ", some of which others make up for"
+        blame = f"{_named(fault)} adds most, {_share(fault)} of the noise{more}"
     else:
         blame = f"{_named(fault)} adds noise, none of which arrives at an output"
     line = f"{verdict}; {blame}"
@@ -229,11 +231,11 @@ def _ranked(document: Document, top: int | None) -> Table:
         (
             layer["layer"],
             layer["op_type"],
-            percent(float(layer["share"])),
+            _share(layer),
             _added(layer),
             *_errors(layer),
             ", then ".join(layer["rewrites"]),
-            _remarks(layer),
+            _remarks(layer, top),
         )
         for layer in layers
     ]
@@ -266,7 +268,11 @@ def _added(layer: Document) -> str:
     return decibels(ratio_to_decibels(added))
 
 
-def _remarks(layer: Document) -> str:
+def _share(layer: Document) -> str:
+    return f"{round(100 * float(layer['share']), 1) + 0.0:.1f} %"
+
+
+def _remarks(layer: Document, top: int | None) -> str:
     parts: list[str] = []
     if layer["other"] not in (layer["layer"], *layer["nodes"]):
         parts.append(f"computed by {layer['other']}")
@@ -274,7 +280,7 @@ def _remarks(layer: Document) -> str:
         parts.append(f"{layer['channels'][0]} of {layer['channels'][1]} channels")
     if layer["match"] != "name":
         parts.append(f"matched by {layer['match']}")
-    if len(layer["nodes"]) > 2:
+    if top is None and len(layer["nodes"]) > 1:
         parts.append(f"with {', '.join(node for node in layer['nodes'] if node != layer['layer'])}")
     return "; ".join(parts)
 
@@ -295,12 +301,22 @@ def _drawn(value: float) -> float | None:
 
 
 def _missing(document: Document, top: int | None) -> Table:
+    """What is not compared: in a terminal by reason, with the first layers of each."""
     entries = document["missing"]
-    rows = [(entry["layer"], entry["op_type"], entry["reason"]) for entry in entries]
-    shown = rows if top is None else rows[:_FEW]
-    if len(rows) > len(shown):
-        shown.append((f"... and {len(rows) - len(shown)} more", "", ""))
-    return Table("Not compared", ("layer", "operator", "why"), tuple(shown))
+    if top is None:
+        rows = tuple((entry["layer"], entry["op_type"], entry["tensor"], entry["reason"]) for entry in entries)
+        return Table("Not compared", ("layer", "operator", "tensor", "why"), rows)
+    by_reason: dict[str, list[str]] = {}
+    for entry in entries:
+        by_reason.setdefault(entry["reason"], []).append(entry["layer"])
+    shown = [(reason, f"{len(layers)}", _some(layers)) for reason, layers in by_reason.items()][:_FEW]
+    if len(by_reason) > len(shown):
+        shown.append((f"... and for {len(by_reason) - len(shown)} more reasons", "", ""))
+    return Table("Not compared", ("why", "tensors", "of"), tuple(shown), frozenset({1}))
+
+
+def _some(layers: list[str]) -> str:
+    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
 
 
 def _notes(document: Document, top: int | None) -> list[str]:
@@ -326,6 +342,8 @@ def _notes(document: Document, top: int | None) -> list[str]:
             f"{float(accuracy['drop_points']):.2f} points ({low:.2f} to {high:.2f} with 95 %) on "
             f"{accuracy['samples']:,} samples"
         )
+    if any(float(layer["share"]) < -_SOME for layer in document["layers"]):
+        notes.append("shares below 0: layers that make up for errors before them")
     rescaled = sum(layer["rescaled"] for layer in document["layers"])
     if rescaled:
         notes.append(

@@ -90,7 +90,7 @@ def test_a_folded_normalization(net: ir.Model, feeds: Feeds, kept: str) -> None:
     value.name = kept
     matching = match(typed(net), typed(other))
     assert matching.pairs["n"].other == kept
-    assert matching.missing == {"l": "no counterpart: left of the other model computes it and more"}
+    assert matching.missing == {"l": "no counterpart: what follows is folded into it"}
     found = compare_models(net, other, feeds)
     assert all(entry.sqnr > 110 for entry in found.layers)
     assert [entry.tensor for entry in found.missing] == ["l"]

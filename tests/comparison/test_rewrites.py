@@ -105,6 +105,15 @@ def test_dropped_blocks(images: Any, parsed: Any) -> None:
     assert any(text.startswith("drop_blocks") for text in found.fault.rewrites)
 
 
+def test_channels_in_another_order(net: ir.Model, images: Any, feeds: Feeds) -> None:
+    found = compare_models(net, compressed(net, "sparsity(pattern=2:4)", images), feeds)
+    moved = {entry.tensor for entry in found.missing if entry.reason == "its channels have another order"}
+    assert moved
+    assert not any(".permuted" in entry.counterpart for entry in found.layers)
+    assert found.fault is not None
+    assert found.fault.rewrites[0].startswith("sparsity(")
+
+
 def test_other_precision(net: ir.Model, images: Any, feeds: Feeds, changed: Any) -> None:
     half = compressed(net, "fp16", images)
     layers = compare_models(net, half, feeds).layers
