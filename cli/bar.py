@@ -79,8 +79,12 @@ class Bar:
             self._tasks.remove(task)
 
     def __enter__(self) -> Self:
-        self._progress.start()
-        self._clock.start()
+        try:
+            self._progress.start()
+            self._clock.start()
+        except BaseException:  # Ctrl-C, with the cursor hidden already
+            self._progress.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -45,6 +45,10 @@ class _Terminated(BaseException):
     """The process was asked to end."""
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C; Python takes a plain KeyboardInterrupt that passes through some libraries for one that nobody caught."""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="onnxcomp", message="%(package)s %(version)s")
 def cli() -> None:
@@ -127,13 +131,17 @@ def _orderly_end() -> Generator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Interrupted if number == signal.SIGINT else _Terminated
 
-    previous = signal.signal(signal.SIGTERM, end)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as behind nohup
+        numbers.append(signal.SIGINT)
+    previous = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _bug(error: Exception, debug: bool) -> int:
