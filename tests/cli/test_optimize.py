@@ -53,7 +53,7 @@ def test_json_is_one_document_on_stdout(run: Any, cnn: Path, tmp_path: Path) -> 
     got = run("optimize", cnn, "-p", "tucker2(ranks=16x16),int8", "-o", tmp_path / "out.onnx", "--json", *FAST)
     assert got.code == 0, got.err
     document = json.loads(got.out)
-    assert document["schema"] == "onnxcomp.report/1"
+    assert document["schema"] == "onnxcomp.report/2"
     assert [step["spec"] for step in document["steps"]] == ["tucker2(ranks=16x16)", "int8"]
     sites = [entry["site"] for step in document["steps"][:1] for entry in (*step["changes"], *step["skips"])]
     assert sorted(sites) == ["conv1", "conv2"]
@@ -96,7 +96,7 @@ def test_reports_in_every_form(run: Any, cnn: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"report.{suffix}" for suffix in ("json", "md", "html")]
     flags = [flag for path in paths for flag in ("--report", path)]
     assert run("optimize", cnn, "-p", "fold", "-o", tmp_path / "out.onnx", *flags, *FAST).code == 0
-    assert json.loads(paths[0].read_text())["schema"] == "onnxcomp.report/1"
+    assert json.loads(paths[0].read_text())["schema"] == "onnxcomp.report/2"
     assert paths[1].read_text().startswith("**no real data was used")
     assert paths[2].read_text().startswith("<!doctype html>")
 
