@@ -94,7 +94,14 @@ def profile_view(document: Document, *, full: bool, top: int | None = None) -> V
     if full:
         tables.append(_kernels(document["profile"], "Kernels"))
         tables += [_kernels(document["base"], "Kernels of the base")] if compared else []
-    return View(document["headline"], (), tuple(document["warnings"]), tuple(tables), tuple(_notes(document)))
+    return View(
+        document["headline"],
+        (),
+        tuple(document["warnings"]),
+        tuple(tables),
+        tuple(_notes(document)),
+        title=f"onnxcomp profile: {document['model']}",
+    )
 
 
 def _profile(profile: Profile) -> Document:
