@@ -60,7 +60,8 @@ def compare(
     from onnxcomp.compare import SAMPLES, compare_models
     from onnxcomp.comparison.reading import check_inputs
     from onnxcomp.evaluate import evaluate
-    from onnxcomp.report.comparisonview import comparison_document, comparison_view
+    from onnxcomp.report.comparison import comparison_document
+    from onnxcomp.report.comparisonview import comparison_view
     from onnxcomp.report.terminal import print_view
     from onnxcomp.report.writing import check_report_path, write_view
 

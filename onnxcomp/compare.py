@@ -16,7 +16,7 @@ from onnxcomp.comparison.matching import match, misfits
 from onnxcomp.comparison.measuring import Measured, Subjects, fit_factors, measure
 from onnxcomp.comparison.outputs import compare_outputs
 from onnxcomp.comparison.reading import check_inputs, footprints
-from onnxcomp.comparison.recipes import Step, steps_between
+from onnxcomp.comparison.recipes import Step, own_steps, steps_between
 from onnxcomp.comparison.result import ROUNDING, Comparison, LayerNoise, NotCompared
 from onnxcomp.comparison.telling import Telling
 from onnxcomp.comparison.tracing import shares
@@ -60,7 +60,7 @@ def compare_models(
     """
     check_inputs(base, other)
     outputs = compare_outputs(base, other, feeds, threads=threads)
-    steps = steps_between(base, other)
+    steps, own = steps_between(base, other), tuple(step.spec.name for step in own_steps(base, other))
     base, other = typed(base), typed(other)
     matching = match(base, other)
     kept = kept_channels(base, steps)
@@ -76,7 +76,7 @@ def compare_models(
     told = Telling(subjects, matching, measured, ends, alive, steps, found)
     layers = tuple(told.layer(value) for value in values if told.compared(value))
     missing = tuple(told.missing(value) for value in values if not told.compared(value))
-    comparison = Comparison(outputs, layers, missing, None, measured.samples, seen)
+    comparison = Comparison(outputs, layers, missing, None, measured.samples, seen, own)
     return replace(comparison, fault=next(iter(comparison.ranked), None))
 
 

@@ -100,7 +100,7 @@ class _Walk:
 
     def __init__(self, subjects: Subjects, ends: Sequence[str], outputs: Sequence[str], samples: int) -> None:
         self._subjects, self._ends, self._outputs = subjects, list(ends), list(outputs)
-        own, other = Tap(subjects.base, ends, threads=subjects.threads), Reader(subjects, ends)
+        own, other = Tap(subjects.base, ends, threads=subjects.threads, arena=False), Reader(subjects, ends)
         rows = max(1, _BYTES // max(1, sum(subjects.sizes.values()))) if subjects.cut else None
         self._feeds: list[Batch] = []
         self._values: list[Batch] = []

@@ -77,7 +77,8 @@ def typed(model: ir.Model) -> ir.Model:
             dtype = _TYPES.get(found[value.name].type)
             if dtype is not None:
                 value.type = ir.TensorType(dtype)
-                value.shape = ir.Shape([d if isinstance(d, int) else None for d in found[value.name].shape])
+                dims = found[value.name].shape  # empty, too, where the rank is unknown
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in dims]) if dims else None
     return clone
 
 

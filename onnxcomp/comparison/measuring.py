@@ -81,7 +81,9 @@ class Reader:
         self._pairs = [subjects.pairs[name] for name in names]
         codes = [p.codes for p in self._pairs if p.codes is not None]
         constants = [name for c in codes for name in (c.scale, c.zero_point)]
-        self._tap = Tap(subjects.other, [*(p.other for p in self._pairs), *constants], threads=subjects.threads)
+        self._tap = Tap(
+            subjects.other, [*(p.other for p in self._pairs), *constants], threads=subjects.threads, arena=False
+        )
 
     def read(self, feed: Mapping[str, Array]) -> Batch:
         """By name of the base's tensor."""
@@ -126,7 +128,7 @@ def fit_factors(subjects: Subjects, factors: Factors) -> None:
     names = [name for name in subjects.pairs if name in factors.labels]
     limit = min(_FITTING, subjects.limit or _FITTING)
     for group in groups_of(names, subjects.sizes, _BYTES // _KINDS):
-        tap, reader = Tap(subjects.base, group, threads=subjects.threads), Reader(subjects, group)
+        tap, reader = Tap(subjects.base, group, threads=subjects.threads, arena=False), Reader(subjects, group)
         for feed in slices(subjects.feeds, limit, _rows(subjects, group)):
             ours, theirs = tap.read(feed), reader.read(feed)
             for name in group:
@@ -170,10 +172,12 @@ class _Run:
 
     def __init__(self, subjects: Subjects, group: list[str], spliced: ir.Model, fed: Mapping[str, str]) -> None:
         self._subjects, self._group = subjects, group
-        self._forced = Tap(spliced, group, threads=subjects.threads)
+        self._forced = Tap(spliced, group, threads=subjects.threads, arena=False)
         needed = self._forced.needs
         self._fed = {name: source for name, source in fed.items() if source in needed}
-        self._base = Tap(subjects.base, list(dict.fromkeys([*group, *self._fed])), threads=subjects.threads)
+        self._base = Tap(
+            subjects.base, list(dict.fromkeys([*group, *self._fed])), threads=subjects.threads, arena=False
+        )
         wanted = dict.fromkeys([*(name for name in group if name in subjects.pairs), *self._fed])
         self._other = Reader(subjects, list(wanted))
 

@@ -14,7 +14,7 @@ from onnxcomp.errors import SpecError
 from onnxcomp.graph.edit import PASS, origin_of
 from onnxcomp.spec import PassSpec, parse_spec, render_value
 
-__all__ = ["Step", "dropped_layers", "rewrites_of", "steps_between"]
+__all__ = ["Step", "dropped_layers", "own_steps", "rewrites_of", "steps_between"]
 
 _RECIPES = ("onnxcomp.recipe.earlier", "onnxcomp.recipe")
 _DROPPED = ("blocks", "dropped")
@@ -42,6 +42,11 @@ def steps_between(base: ir.Model, other: ir.Model) -> tuple[Step, ...]:
     while shared < min(len(ours), len(theirs)) and ours[shared] == theirs[shared]:
         shared += 1
     return theirs[shared:]
+
+
+def own_steps(base: ir.Model, other: ir.Model) -> tuple[Step, ...]:
+    """The passes that the base went through and the other model did not, as far as metadata tell."""
+    return steps_between(other, base)
 
 
 def rewrites_of(other: ir.Model, steps: Sequence[Step]) -> dict[str, tuple[str, ...]]:

@@ -95,6 +95,7 @@ class Comparison:
         fault: The layer that adds most of the noise at the outputs; None where nothing differs beyond rounding.
         samples: Number of samples that layers were compared on.
         attributed: Number of samples that their shares were measured on; 0: they are estimated.
+        own: Passes that the base went through and the other model did not: its inner tensors may not be the original's.
     """
 
     outputs: Outputs
@@ -103,6 +104,7 @@ class Comparison:
     fault: LayerNoise | None
     samples: int
     attributed: int
+    own: tuple[str, ...] = ()
 
     @property
     def related(self) -> bool:

@@ -12,7 +12,7 @@ from onnxcomp.compare import compare_models
 from onnxcomp.comparison.sums import ratio_to_decibels
 from onnxcomp.data import Feeds
 from onnxcomp.runtime.activations import expose
-from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.session import open_session, run
 
 LAYERS = {
     "stem": "s",
@@ -69,7 +69,7 @@ def test_what_a_layer_adds_is_its_own(net: ir.Model, changed: Any, feeds: Feeds,
     found = {entry.tensor: entry for entry in compare_models(net, other, feeds).layers}
     tensors = ["s1", "l1", "r"]
     base, late = (
-        dict(zip(tensors, open_session(expose(model, tensors)).run(None, {"x": images}), strict=True))
+        dict(zip(tensors, run(open_session(expose(model, tensors)), {"x": images}), strict=True))
         for model in (net, other)
     )
     assert found["s1"].sqnr == pytest.approx(sqnr(base["s1"], late["s1"]), abs=1e-3)

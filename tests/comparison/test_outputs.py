@@ -15,13 +15,13 @@ from onnxcomp.comparison.outputs import compare_outputs
 from onnxcomp.comparison.reading import check_inputs
 from onnxcomp.data import Feeds
 from onnxcomp.errors import InputError
-from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.session import open_session, run
 
 
 def test_samples_of_another_class(net: ir.Model, changed: Any, images: Any, feeds: Feeds) -> None:
     other = changed(net, wh=-np.asarray(net.graph.initializers["wh"].const_value))
     found = compare_outputs(net, other, feeds)
-    base, late = (open_session(model).run(None, {"x": images})[0] for model in (net, other))
+    base, late = (run(open_session(model), {"x": images})[0] for model in (net, other))
     flipped = np.flatnonzero(base.argmax(axis=1) != late.argmax(axis=1))
     assert found.flipped == len(flipped) > 0
     assert found.agreement == pytest.approx(1 - len(flipped) / 24)

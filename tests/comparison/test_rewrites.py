@@ -126,6 +126,9 @@ def test_only_what_came_after_the_base_counts(net: ir.Model, images: Any) -> Non
     second = compressed(first, "int8", images)
     assert [step.spec.name for step in steps_between(net, second)] == ["tucker2", "int8"]
     assert [step.spec.name for step in steps_between(first, second)] == ["int8"]
+    feeds = onnxcomp.open_feeds({"x": images}, net)
+    assert compare_models(first, second, feeds, samples=2).own == ()
+    assert compare_models(second, first, feeds, samples=2).own == ("int8",)
 
 
 @pytest.mark.parametrize(
