@@ -32,7 +32,7 @@ class _Cut:
         where = self.column.where
         for k, chunk in enumerate(self.column.chunks(self.rows)):
             values = cast(chunk, self.wanted, where, k * self.rows)
-            yield values[0] if self.whole else values
+            yield values[0, ...] if self.whole else values  # an array, where [0] of a vector would be a number
 
 
 class ArrayFeeds(Feeds):

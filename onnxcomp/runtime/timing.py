@@ -158,7 +158,7 @@ def _settled(ratios: NDArray[np.float64], decided: float) -> bool:
 def _caller(model: Runnable, feed: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], None]:
     session = model if isinstance(model, ort.InferenceSession) else open_session(model, threads=threads)
     run(session, feed)  # the checked run: a feed that does not fit is reported here
-    own = {name: np.ascontiguousarray(feed[name]) for name in input_names(session)}
+    own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
 
     def call() -> None:
         session.run(None, own)

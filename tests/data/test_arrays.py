@@ -72,6 +72,7 @@ def test_scalar_inputs_take_one_value_a_feed(model_of: ModelOf) -> None:
     x, t = RNG.random((6, 4), np.float32), np.arange(3.0)
     batches = list(open_feeds({"x": x, "threshold": t}, model).batches())
     assert [b["threshold"].shape for b in batches] == [()] * 3
+    assert all(isinstance(b["threshold"], np.ndarray) for b in batches)  # the runtime takes no number of NumPy's
     assert [float(b["threshold"]) for b in batches] == [0, 1, 2]
     np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), x)
 
