@@ -97,11 +97,12 @@ def check(
     from onnxcomp.gate.checking import check as hold
     from onnxcomp.gate.checking import resolved
 
-    for path in (model, *filter(None, (against,))):
-        talk.check_model(path)
     files = {"--junit": junit, "--markdown": markdown, "--sarif": sarif}
     wanted = {flag: path for flag, path in {"-o": output, **files}.items() if path is not None}
-    _check_files(wanted, report, (model, *filter(None, (against, budget, eval_, data))))
+    models = (model, *filter(None, (against,)))
+    for path in models:
+        talk.check_model(path)
+    _check_files(wanted, report, models, tuple(filter(None, (budget, eval_, data, preprocess))))
     asked = resolved(
         budget,
         target=target,
@@ -135,23 +136,34 @@ def check(
         raise GateFailure(f"{model!r} {found.headline}{fate}")
 
 
-def _check_files(files: dict[str, str], reports: tuple[str, ...], sources: tuple[str, ...]) -> None:
+def _check_files(
+    files: dict[str, str], reports: tuple[str, ...], models: tuple[str, ...], sources: tuple[str, ...]
+) -> None:
     """Refuse what could not be written, or would overwrite what is read, before anything slow begins."""
     from onnxcomp.report.writing import check_report_path
 
     for path in reports:
         check_report_path(path)
-    taken = {Path(path).resolve(): "is read by this call" for path in sources}
+    taken = {Path(path).resolve(): "is read by this call" for path in (*models, *sources)}
     for flag, path in (*files.items(), *(("--report", path) for path in reports)):
         talk.check_folder(path, flag)
         where = Path(path).resolve()
         if where.exists() and not where.is_file():
             raise InputError(f"{flag} {path!r} is not a regular file")
-        if where in taken and (flag != "-o" or where != Path(sources[0]).resolve()):  # over itself a model may go
+        if where.exists() and where in _weights(models):
+            raise InputError(f"{flag} {path!r}: weights of a model that is read lie there; give another name")
+        if where in taken and (flag != "-o" or where != Path(models[0]).resolve()):  # over itself a model may go
             raise InputError(f"{flag} {path!r}: that file {taken[where]}; give another name")
         if not os.access(where if where.exists() else where.parent, os.W_OK):
             raise InputError(f"{flag} {path!r} cannot be written: no permission")
         taken[where] = f"is written by {flag} as well"
+
+
+def _weights(models: tuple[str, ...]) -> set[Path]:
+    """The files that the external data of the models lie in."""
+    from onnxcomp.modelio import data_files
+
+    return {file.resolve() for path in models for file in data_files(path)}
 
 
 def _check_output(output: str | None, ort_style: str | None, target: str | None) -> None:

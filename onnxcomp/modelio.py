@@ -21,7 +21,7 @@ from onnxcomp.errors import InputError, ModelError
 from onnxcomp.external import DataFile, MappedTensor, locate, open_data
 from onnxcomp.wire import DECLARED, first_cause, paired, serialize, skeleton, write_tensor
 
-__all__ = ["file_bytes", "from_proto", "load", "save", "serialized_bytes", "sidecar", "to_bytes"]
+__all__ = ["data_files", "file_bytes", "from_proto", "load", "save", "serialized_bytes", "sidecar", "to_bytes"]
 
 PROTOBUF_LIMIT = 2**31 - 1  # no protobuf message may be longer
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay in the model file, where shape inference reads them
@@ -87,11 +87,16 @@ def file_bytes(path: str | Path) -> int:
         ModelError: As for :func:`load`.
     """
     path = Path(path)
-    files = _data_files(_parse(path), path)
+    files = data_files(path)
     try:
         return path.stat().st_size + sum(file.stat().st_size for file in files)
     except OSError as error:
         raise ModelError(f"{path}: the data file {error.filename} cannot be read: {error.strerror}") from error
+
+
+def data_files(path: str | Path) -> set[Path]:
+    """The files that the external data of a model file lie in (raises as :func:`load`)."""
+    return _data_files(_parse(Path(path)), Path(path))
 
 
 def sidecar(path: str | Path) -> Path:
