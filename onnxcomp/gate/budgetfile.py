@@ -25,7 +25,9 @@ Scalars follow YAML 1.2. Every error names the line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ import yaml
 from onnxcomp.errors import InputError
 from onnxcomp.gate.contract import Port
 from onnxcomp.gate.limits import UNITS, Limits
+from onnxcomp.gate.operators import known_operators
 from onnxcomp.options import did_you_mean
 
 __all__ = ["budget_from_yaml", "load_budget"]
@@ -81,10 +84,13 @@ def budget_from_yaml(text: str) -> Limits:
                     values["allow_float"] = _texts(own["allow_float"], "allow_float")
             case "ops":
                 own = _mapping(node, key, ("allow", "deny"))
-                values |= {f"{name}_ops": _texts(item, name) for name, item in own.items()}
+                values |= {f"{name}_ops": _operators(item, name) for name, item in own.items()}
             case "opset":
                 own = _mapping(node, key, ("min", "max"))
-                values |= {f"{name}_opset": _opset(item, name) for name, item in own.items()}
+                ends = {name: _opset(item, name) for name, item in own.items()}
+                if ends.get("min", 0) > ends.get("max", math.inf):
+                    raise _error(node, f"opset: no operator set is at least {ends['min']} and at most {ends['max']}")
+                values |= {f"{name}_opset": end for name, end in ends.items()}
             case "inputs" | "outputs":
                 values[key] = {name: _port(item, name) for name, item in _mapping(node, key).items()}
             case "metadata":
@@ -136,7 +142,7 @@ def _mapping(node: yaml.Node, where: str, known: Sequence[str] | None = None) ->
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "~")
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "Null", "NULL", "~")
 
 
 def _text(node: yaml.Node, where: str) -> str:
@@ -160,14 +166,25 @@ def _number(node: yaml.Node, key: str) -> float:
 
 def _switch(node: yaml.Node, key: str) -> bool:
     text = _text(node, key)
-    if text not in ("true", "false"):
+    if text not in ("true", "True", "TRUE", "false", "False", "FALSE"):
         raise _error(node, f"{key}: {text!r} is not true or false")
-    return text == "true"
+    return text.lower() == "true"
+
+
+def _operators(node: yaml.Node, key: str) -> tuple[str, ...]:
+    globs = _texts(node, key)
+    known = known_operators()
+    assert isinstance(node, yaml.SequenceNode)
+    for glob, item in zip(globs, node.value, strict=True):
+        if ":" not in glob and not any(fnmatchcase(name, glob) for name in known):
+            problem = f"ONNX has no operator {glob!r}{did_you_mean(glob, known)}"
+            raise _error(item, f"ops, {key}: {problem}; those of other domains are domain:Operator")
+    return globs
 
 
 def _opset(node: yaml.Node, key: str) -> int:
     text = _text(node, key)
-    if not (text.isascii() and text.isdigit() and 0 < len(text) < 4):
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text)):
         raise _error(node, f"opset, {key}: {text!r} is not the number of an operator set, such as 17")
     return int(text)
 

@@ -91,7 +91,7 @@ class Specimen:
         def opened() -> Callable[[], None]:
             session = open_session(source, threads=threads)
             run(session, feed)  # the checked run
-            own = {name: np.ascontiguousarray(feed[name]) for name in input_names(session)}
+            own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
 
             def call() -> None:
                 session.run(None, own)

@@ -55,12 +55,17 @@ class Family:
 
 
 def warnings(exam: Examination, limits: Limits) -> tuple[str, ...]:
-    """Say which globs of layers match nothing, and that data were given for no limit."""
+    """Say which globs of layers match nothing, that data were given for no limit, and what looks like a mistake."""
     names = {*exam.own.origins, *exam.own.origins.values()}
     idle = [glob for glob in limits.allow_float if not any(fnmatchcase(name, glob) for name in names)]
     found = [f"--allow-float {glob!r} matches no layer{did_you_mean(glob, names)}" for glob in idle]
     if exam.given.eval is not None and not any(name in limits.asked() for name in _QUALITY):
         found.append(f"no limit looks at what --eval gives: ask for one of {', '.join(_QUALITY)}")
+    found += [
+        f"{name} is in percent: {value:g} means {value:g} %, {100 * value:g} would be {100 * value:g} %"
+        for name in ("min_accuracy", "min_agreement")
+        if (value := getattr(limits, name)) is not None and 0 < value <= 1
+    ]
     return tuple(found)
 
 
@@ -108,7 +113,8 @@ def _fusion(exam: Examination, limits: Limits) -> Iterator[Line]:
     except Unfit as unfit:
         yield skipped("fusion", "no layer in float", str(unfit))
         return
-    yield fusion.fusion_line(exam.fates or (), exam.own.origins, limits.allow_float)
+    fates = (*(exam.fates or ()), *fusion.float_only(exam.own.model))
+    yield fusion.fusion_line(fates, exam.own.origins, limits.allow_float)
 
 
 def _quality(exam: Examination, limits: Limits) -> Iterator[Line]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from onnxcomp.gate.limits import in_words
-from onnxcomp.gate.line import Line, listed
+from onnxcomp.gate.line import Line, listed, skipped
 from onnxcomp.gate.speed import ATTEMPTS
 from onnxcomp.numeric.bootstrap import median_errors
 
@@ -27,6 +27,7 @@ Float = NDArray[np.float64]
 
 _LEVEL = 0.05
 _IGNORED = 0.01  # share of the base's total time
+_LEAST_SHARED = 0.5  # share of the time that has to lie in layers that both models have
 _SESSION = 0.05  # by which a layer of one and the same model differs between sessions
 
 
@@ -111,7 +112,7 @@ def slowed_most(times: LayerTimes, count: int = 3) -> tuple[SlowLayer, ...]:
 
 
 def layers_line(measure: Callable[[int], LayerTimes], limit: float) -> tuple[Line, LayerTimes]:
-    """Judge the layers.
+    """Judge the layers; skipped where most of the time of either model lies in layers that the other one lacks.
 
     Args:
         measure: Times the layers of both models from newly opened sessions; takes the number of the attempt.
@@ -121,21 +122,47 @@ def layers_line(measure: Callable[[int], LayerTimes], limit: float) -> tuple[Lin
         The line and the first measurement.
     """
     measured = [measure(0)]
+    asked = in_words("max_layer_slowdown", limit)
+    shared = _shared(measured[0])
+    if shared < _LEAST_SHARED:
+        why = f"only {100 * shared:.0f} % of the time lies in layers that both models have; do nodes go by other names?"
+        return skipped("max_layer_slowdown", asked, why), measured[0]
     while len(measured) < ATTEMPTS and _suspects(measured, 1 + limit / 100).size:
         measured.append(measure(len(measured)))
     slow = slower_layers(measured, limit) if len(measured) == ATTEMPTS else ()
-    asked = in_words("max_layer_slowdown", limit)
-    worst = max((float(np.median(_ratios(measured[0])[layer])) for layer in _counted(measured[0])), default=1.0)
-    figures = {"limit": limit, "value": 100 * ((slow[0].ratio if slow else worst) - 1)}
     if slow:
         names = tuple(one.name for one in slow)
-        figures["low"] = 100 * (slow[0].low - 1)
-        line = Line(
-            "max_layer_slowdown", asked, f"{names[0]} {_change(slow[0].ratio)}", "fail", _told(slow), names, figures
-        )
-        return line, measured[0]
-    why = f"in measurement {len(measured)} no layer was" if len(measured) > 1 else ""
-    return Line("max_layer_slowdown", asked, f"{_change(worst)} at most", "pass", why, (), figures), measured[0]
+        figures = {"limit": limit, "value": 100 * (slow[0].ratio - 1), "low": 100 * (slow[0].low - 1)}
+        value = f"{names[0]} {_change(slow[0].ratio)}"
+        return Line("max_layer_slowdown", asked, value, "fail", _told(slow), names, figures), measured[0]
+    last = measured[-1]
+    worst = max((float(np.median(_ratios(last)[layer])) for layer in _counted(last)), default=1.0)
+    figures = {"limit": limit, "value": 100 * (worst - 1)}
+    line = Line("max_layer_slowdown", asked, f"{_change(worst)} at most", "pass", _passed(measured, limit), (), figures)
+    return line, measured[0]
+
+
+def _passed(measured: Sequence[LayerTimes], limit: float) -> str:
+    """Why the layers pass, where there is something to say."""
+    told: list[str] = []
+    if _suspects(measured, 1 + limit / 100).size:
+        told.append("no layer was over the limit beyond what sessions differ by")
+    elif len(measured) > 1:
+        told.append(f"in measurement {len(measured)} no layer was over the limit that had been before")
+    bases, others = _medians([measured[0].base]), _medians([measured[0].other])
+    new = np.flatnonzero((bases == 0) & (others >= _IGNORED * bases.sum()))
+    if new.size:
+        names = listed([measured[0].names[k] for k in new])
+        share = others[new].sum() / others.sum()
+        told.append(f"not in the base, and not judged: {names}, {100 * share:.0f} % of the time")
+    return "; ".join(told)
+
+
+def _shared(times: LayerTimes) -> float:
+    """The share of the time that lies in layers that both models have; of the model in which it is less."""
+    bases, others = _medians([times.base]), _medians([times.other])
+    both = (bases > 0) & (others > 0)
+    return min((float(own[both].sum() / own.sum()) for own in (bases, others) if own.any()), default=1.0)
 
 
 def _suspects(measured: Sequence[LayerTimes], over: float) -> NDArray[np.int64]:

@@ -46,6 +46,7 @@ _WORDS: Mapping[str, Callable[[float], str]] = {
     "min_sqnr": lambda value: f"at least {value:g} dB",
 }
 
+_NUMBERS = (*UNITS, "min_opset", "max_opset")
 _BASE = ("min_speedup", "max_layer_slowdown", "max_drop", "min_agreement", "min_sqnr")
 _LABELS = ("min_accuracy", "max_drop")
 _DATA = ("min_agreement", "min_sqnr")
@@ -106,7 +107,7 @@ class Limits:
     def asked(self) -> tuple[str, ...]:
         """Return the names of the limits that are set; a limit of 0 is one."""
         held = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return tuple(name for name, value in held.items() if value or isinstance(value, float))
+        return tuple(name for name, value in held.items() if value or (name in _NUMBERS and value is not None))
 
 
 def from_words(words: Mapping[str, str | float]) -> Limits:

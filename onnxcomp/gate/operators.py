@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
+import onnx
 import onnx_ir as ir
 
 from onnxcomp.gate.line import Line, listed
 from onnxcomp.graph.edit import origin_of
 
-__all__ = ["operator_lines", "opset_line"]
+__all__ = ["known_operators", "operator_lines", "opset_line"]
 
 _DEFAULT = ("", "ai.onnx")
+
+
+@cache
+def known_operators() -> frozenset[str]:
+    """Return the names of ONNX's own operators, those of earlier operator sets included."""
+    return frozenset(one.name for one in onnx.defs.get_all_schemas_with_history() if one.domain in _DEFAULT)
 
 
 def operator_lines(model: ir.Model, allow: Sequence[str], deny: Sequence[str]) -> Iterator[Line]:

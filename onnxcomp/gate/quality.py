@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onnxcomp.errors import InputError
 from onnxcomp.evaluate import Quality
 from onnxcomp.gate.limits import Limits, in_words
-from onnxcomp.gate.line import Line, Outcome
+from onnxcomp.gate.line import Line, Outcome, listed
 from onnxcomp.report.text import decibels, percent
 
 __all__ = ["LABELLED", "PAIRED", "quality_lines"]
@@ -90,7 +90,15 @@ def _sqnr(quality: Quality, limit: float) -> Line:
     if value == -math.inf:
         why += ": NaN or infinite where the base is not, or the base is all zeros"
     where = tuple(name for name, own in quality.sqnr.items() if own < limit)
-    return Line("min_sqnr", asked, decibels(value), _kept(not where), why, where, figures)
+    verdict = _kept(not where)
+    changed = {name: share for name, share in quality.equal.items() if share < 1}
+    if changed:
+        # No noise can be told of integers, and no signal; of what a user asked for, nothing is known.
+        told = listed([f"{name} ({percent(share)} equal)" for name, share in changed.items()])
+        why += f"; not floats, and not judged: {told}"
+        verdict = "inconclusive" if verdict == "pass" else verdict
+        where = where or tuple(changed)
+    return Line("min_sqnr", asked, decibels(value), verdict, why, where, figures)
 
 
 def _finite(quality: Quality) -> Line:

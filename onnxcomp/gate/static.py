@@ -14,7 +14,9 @@ __all__ = ["cost_lines", "size_line"]
 
 def size_line(own: int, limit: float, base: int | None) -> Line:
     """Judge the bytes of the file and its external data; `base` are those of the base, if there is one."""
-    why = f"the base takes {size(base)}" if base is not None else ""
+    told = [f"{own:,} bytes to {limit:,.0f}"] if own > limit else []
+    told += [f"the base takes {size(base)}"] if base is not None else []
+    why = "; ".join(told)
     figures = {"limit": limit, "value": float(own)}
     return Line("max_size", in_words("max_size", limit), size(own), _verdict(own, limit), why, (), figures)
 

@@ -249,6 +249,38 @@ def test_wrong_calls(
     assert base.read_bytes() == before == cnn.read_bytes()
 
 
+@pytest.mark.parametrize("flag", ["--junit", "--markdown", "--sarif", "-o"])
+def test_weights_beside_a_model_are_not_written_over(run: Any, cnn: Path, tmp_path: Path, flag: str) -> None:
+    data = tmp_path / "weights.onnx"
+    onnx.save(
+        onnx.load(cnn), tmp_path / "beside.onnx", save_as_external_data=True, location=data.name, size_threshold=0
+    )
+    before = data.read_bytes()
+    for arguments in ((beside,), (cnn, "--against", beside)):
+        got = run("check", *arguments, flag, data)
+        assert (got.code, data.read_bytes()) == (2, before)
+        assert "weights of a model that is read lie there" in got.err
+
+
+def test_a_share_where_percent_are_meant_is_told_of(run: Any, cnn: Path, images: Path) -> None:
+    got = run("check", cnn, "--eval", images, "--min-accuracy", "0.7")
+    assert "min_accuracy is in percent: 0.7 means 0.7 %, 70 would be 70 %" in got.err
+
+
+def test_scalars_in_the_data(run: Any, make: Any, tmp_path: Path) -> None:
+    """A model with a branch: its condition is a scalar, and the data hold one for every feed."""
+    branch = helper.make_node("If", ["c"], ["y"])
+    for name, operator in (("then_branch", "Relu"), ("else_branch", "Neg")):
+        ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+        body = helper.make_graph([helper.make_node(operator, ["x"], [name])], name, [], ports)
+        branch.attribute.append(helper.make_attribute(name, body))
+    model = make([branch], {}, inputs=(("x", TensorProto.FLOAT, ["N", 10]), ("c", TensorProto.BOOL, [])))
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 2, 10), np.float32), c=np.array([True, False, True]))
+    flags = ("--data", tmp_path / "d.npz", "--min-sqnr", "40", "--min-speedup", "0.001", "--max-memory", "900")
+    got = run("check", model, "--against", model, *flags, "--json")
+    assert got.code == 0, got.err + got.out
+
+
 def test_shapes_hold_for_the_base_as_well(run: Any, cnn: Path, make: Any, tmp_path: Path) -> None:
     flags = ("--against", cnn, "--shapes", "x:1x3x16x16", "--min-speedup", "0.001", "-o", cnn)
     assert run("check", cnn, *flags).code == 0

@@ -57,6 +57,7 @@ def test_every_limit_can_be_in_a_budget() -> None:
 
 def test_layers_that_need_not_be_fused() -> None:
     assert budget_from_yaml("fusion: {required: true}").require_fused
+    assert budget_from_yaml("fusion: {required: True}").require_fused  # as YAML 1.2 has it
     off = budget_from_yaml("fusion: {required: false, allow_float: [head]}")
     assert not off.require_fused
     assert off.allow_float == ()
@@ -78,6 +79,10 @@ def test_layers_that_need_not_be_fused() -> None:
         ("ops: {forbid: [Loop]}", r"unknown key 'forbid' in ops \(keys: allow, deny\)"),
         ("ops: {}", r"line 1: ops is empty"),
         ("opset: {min: old}", r"line 1: opset, min: 'old' is not the number"),
+        ("opset: {max: 0}", r"line 1: opset, max: '0' is not the number"),
+        ("opset:\n  min: 21\n  max: 13", r"line 2: opset: no operator set is at least 21 and at most 13"),
+        ("ops:\n  deny: [If,\n   conv]", r"line 3: ops, deny: ONNX has no operator 'conv'; did you mean 'Conv'\?"),
+        ("ops: {allow: ['Qlin*']}", r"line 1: ops, allow: ONNX has no operator 'Qlin\*'"),
         ("opset: 17", r"line 1: opset: expected 'key: value'"),
         ("fusion: {required: maybe}", r"line 1: required: 'maybe' is not true or false"),
         ("inputs:\n  x: float33[N]", r"line 2: x: there is no element type 'float33'"),
@@ -117,6 +122,8 @@ def test_a_bomb_of_aliases_is_refused_at_once() -> None:
 def test_a_limit_of_nothing_is_a_limit() -> None:
     assert budget_from_yaml("max_drop: 0\nmax_params: 0").asked() == ("max_params", "max_drop")
     assert merged(Limits(max_drop=1.0), from_words({"max_drop": 0})).max_drop == 0
+    zeros = Limits(max_drop=0, max_params=0, max_macs=0, min_sqnr=0, max_layer_slowdown=0, max_opset=0)
+    assert len(zeros.asked()) == 6
     assert Limits().asked() == ()
 
 

@@ -56,7 +56,7 @@ def test_a_layer_that_is_slow_in_one_measurement_only_passes() -> None:
     slow, same = network(1, 1.5), network(2)
     line, _ = layers_line(lambda attempt: (slow if attempt == 0 else same)(attempt), 10.0)
     assert line.verdict == "pass"
-    assert "in measurement 2 no layer was" in line.why
+    assert "in measurement 2 no layer was over the limit" in line.why
 
 
 def test_a_bound_is_corrected_for_the_number_of_layers() -> None:
@@ -79,8 +79,27 @@ def test_what_cannot_be_compared_does_not_count() -> None:
     assert slower_layers([times], 0.0) == ()
     line, _ = layers_line(lambda _: times, 10.0)
     assert line.verdict == "pass"
+    assert line.why == "not in the base, and not judged: new, 50 % of the time"
     empty = LayerTimes((), np.empty((0, 3)), np.empty((0, 3)))
     assert layers_line(lambda _: empty, 10.0)[0].verdict == "pass"
+
+
+def test_models_that_share_no_names_are_not_let_pass() -> None:
+    own, none = np.ones((2, 12)), np.zeros((2, 12))
+    renamed = LayerTimes(("a", "b", "c", "d"), np.vstack([own, none]), np.vstack([none, 9 * own]))
+    line, times = layers_line(lambda _: renamed, 10.0)
+    assert (line.verdict, times) == ("skipped", renamed)
+    assert "only 0 % of the time" in line.why
+
+
+def test_what_is_told_is_what_decided() -> None:
+    """A layer that is a little over the limit every time passes for what sessions differ by, and the line says so."""
+    base = np.ones((1, 12))
+    line, _ = layers_line(lambda _: LayerTimes(("a",), base, 1.12 * base), 10.0)
+    assert line.verdict == "pass"
+    assert line.why == "no layer was over the limit beyond what sessions differ by"
+    line, _ = layers_line(lambda k: LayerTimes(("a",), base, (1.5 if k == 0 else 1.02) * base), 10.0)
+    assert (line.verdict, line.value) == ("pass", "+2 % at most")
 
 
 def test_the_layers_that_lost_most_are_named() -> None:

@@ -29,6 +29,15 @@ def test_what_holds_and_what_does_not() -> None:
     assert "output b, the worst of 2" in broken["min_sqnr"].why
 
 
+def test_outputs_of_integers_that_changed_leave_a_doubt() -> None:
+    classes = Quality(samples=9, agreement=1.0, sqnr={"boxes": math.inf}, equal={"class": 0.25, "count": 1.0})
+    line = judged(classes, min_sqnr=40.0)["min_sqnr"]
+    assert (line.verdict, line.where) == ("inconclusive", ("class",))
+    assert "not judged: class (25.00 % equal)" in line.why
+    same = Quality(samples=9, sqnr={"boxes": math.inf}, equal={"class": 1.0})
+    assert judged(same, min_sqnr=40.0)["min_sqnr"].verdict == "pass"
+
+
 def test_intervals_are_told() -> None:
     lines = judged(GOOD, min_accuracy=70, max_drop=2)
     drop, accuracy = lines["max_drop"], lines["min_accuracy"]

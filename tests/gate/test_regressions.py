@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.gate import families, pairing
 from onnxcomp.gate.checking import GateReport, check
@@ -192,3 +193,22 @@ def test_a_layer_that_fell_back_to_float(parsed: Parsed) -> None:
     assert line(check(model, allow_float=["l*se"]), "fusion").verdict == "pass"
     idle = check(model, allow_float=["lose", "l*"])
     assert idle.warnings == ("--allow-float 'lose' matches no layer; did you mean 'loose'?",)
+
+
+@pytest.mark.parametrize("domain, operator", [("", "LSTM"), ("com.microsoft", "FusedConv")])
+def test_layers_that_never_run_on_integers_are_in_float(domain: str, operator: str) -> None:
+    arrays = {"w": weights(1, 16, 4, seed=0), "r": weights(1, 16, 4, seed=1)}
+    inputs, shape = ["x", "w", "r"], [3, 1, 4]
+    if domain:
+        arrays, inputs, shape = {"w": weights(4, 4, 1, 1, seed=0)}, ["x", "w"], [1, 4, 8, 8]
+    node = helper.make_node(operator, inputs, ["y"], name="cell", domain=domain)
+    if not domain:
+        node.attribute.append(helper.make_attribute("hidden_size", 4))
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, own) for name, own in (("x", shape), ("y", None))]
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:], constants)
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=sets, ir_version=9))
+    fused = line(check(model, require_fused=True), "fusion")
+    assert (fused.verdict, fused.where, fused.value) == ("fail", ("cell",), "1 of 1 in float")
+    assert line(check(model, allow_float=["cell"]), "fusion").verdict == "pass"

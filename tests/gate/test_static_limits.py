@@ -21,7 +21,8 @@ Parsed = Callable[..., ir.Model]
 def test_size_is_that_of_all_files() -> None:
     assert size_line(100, 100, None).verdict == "pass"
     line = size_line(3 << 20, 2 << 20, 4 << 20)
-    assert (line.verdict, line.value, line.limit, line.why) == ("fail", "3 MB", "at most 2 MB", "the base takes 4 MB")
+    assert (line.verdict, line.value, line.limit, line.why) == ("fail", "3 MB", "at most 2 MB", line.why)
+    assert line.why == "3,145,728 bytes to 2,097,152; the base takes 4 MB"
     assert line.figures == {"limit": 2 << 20, "value": 3 << 20}
 
 
