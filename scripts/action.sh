@@ -38,6 +38,10 @@ token=$(basename "$folder")
 echo "::stop-commands::$token"
 "${call[@]}" -- "$INPUT_MODEL" 2> "$folder/errors"
 code=$?
+if [ "$code" = 0 ] && [ ! -s "$folder/report.json" ]; then # such as --help
+  echo "onnxcomp action: error: nothing was checked; is there --help in the input 'args'?" >> "$folder/errors"
+  code=2
+fi
 cat "$folder/errors" # not to stderr, which GitHub may read later than the end of this
 echo "::$token::"
 

@@ -92,7 +92,12 @@ def words(ended: Ended) -> list[str]:
     return list(json.loads(next(line for line in ended.printed.splitlines() if line.startswith("["))))
 
 
-ECHO = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+# A stand-in for onnxcomp that prints its words, and writes its first file as the gate would.
+ECHO = f"""#!{sys.executable}
+import json, sys
+print(json.dumps(sys.argv[1:]))
+open(sys.argv[2].removeprefix("--report="), "w").write("{{}}")
+"""
 
 
 def test_a_model_that_holds_passes(runner: Runner) -> None:
@@ -124,7 +129,7 @@ def test_inputs_are_words_whatever_they_hold(runner: Runner, text: str) -> None:
     names = ("against", "budget", "target", "eval", "data")
     ended = runner.run(ECHO, model=text, **dict.fromkeys(names, text))
     assert words(ended)[4:] == [*(f"--{name}={text}" for name in names), "--", text]
-    assert ended.outputs == {"passed": "true"}
+    assert ended.outputs["passed"] == "true"
     assert not list(runner.folder.rglob("hacked"))
 
 
@@ -133,6 +138,12 @@ def test_arguments_are_cut_as_in_a_shell_and_nothing_in_them_is_expanded(runner:
     cut = ["--allow-float", "a *", "--max-size", "4MB", "--x=$(touch", "hacked)", "$HOME", "*", "`id`"]
     assert words(ended)[4:] == [*cut, "--", "m"]
     assert not list(runner.folder.rglob("hacked"))
+
+
+def test_a_call_that_checked_nothing_does_not_pass(runner: Runner) -> None:
+    ended = runner.run(model=str(ROOT / "models" / "digits_resnet.onnx"), args="--help")
+    assert (ended.code, ended.outputs) == (2, {"passed": "false"})
+    assert "nothing was checked" in ended.summary
 
 
 @pytest.mark.parametrize(

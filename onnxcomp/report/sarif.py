@@ -8,6 +8,7 @@ its logical location.
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _place(model: str) -> Document:
     """The file, relative to the folder that the check ran in where it lies inside of it."""
     if not model:
         return {"uri": "model.onnx"}
-    path = Path(model).absolute()
+    path = Path(os.path.abspath(model))  # without .., which is no place in a repository
     try:
         return {"uri": quote(path.relative_to(Path.cwd()).as_posix()), "uriBaseId": "%SRCROOT%"}
     except ValueError:
