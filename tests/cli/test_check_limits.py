@@ -252,9 +252,8 @@ def test_wrong_calls(
 @pytest.mark.parametrize("flag", ["--junit", "--markdown", "--sarif", "-o"])
 def test_weights_beside_a_model_are_not_written_over(run: Any, cnn: Path, tmp_path: Path, flag: str) -> None:
     data = tmp_path / "weights.onnx"
-    onnx.save(
-        onnx.load(cnn), tmp_path / "beside.onnx", save_as_external_data=True, location=data.name, size_threshold=0
-    )
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(cnn), beside, save_as_external_data=True, location=data.name, size_threshold=0)
     before = data.read_bytes()
     for arguments in ((beside,), (cnn, "--against", beside)):
         got = run("check", *arguments, flag, data)
