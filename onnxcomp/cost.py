@@ -60,9 +60,11 @@ def stored_bytes(array: NDArray[Any]) -> int:
 def node_macs(node: ir.Node) -> int | None:
     """Count the multiply-accumulates of one node at batch 1.
 
-    Conv, ConvTranspose, Gemm and MatMul with a constant operand count, quantized forms alike; others have 0. None where
-    a shape is unknown.
+    Conv, ConvTranspose, Gemm and MatMul with a constant operand count, quantized and fused forms alike, and the weights
+    of LSTM, GRU and RNN once a step; others have 0. None where a shape is unknown.
     """
+    if node.op_type in _RECURRENT:
+        return _recurrent_macs(node)
     if node.op_type not in _WEIGHTED:
         return 0
     weight = _weight_shape(node.inputs[_WEIGHTED[node.op_type]])
@@ -70,9 +72,9 @@ def node_macs(node: ir.Node) -> int | None:
         return 0
     out = node.outputs[0].shape
     data = node.inputs[0].shape if node.inputs[0] is not None else None
-    if node.op_type in ("Gemm", "QGemm"):
+    if node.op_type in ("Gemm", "QGemm", "FusedGemm"):
         return prod(weight)
-    if node.op_type in ("MatMul", "QLinearMatMul"):
+    if "MatMul" in node.op_type:
         rows = None if out is None else _known(tuple(out)[1:-1])
         return None if rows is None else prod(weight) * rows
     spatial = data if node.op_type == "ConvTranspose" else out
@@ -100,7 +102,22 @@ _DECODERS = frozenset(
         "Slice",
     }
 )
-_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+# Operators to the place of their weight: ONNX's own, and those of the runtime that do the same.
+_WEIGHTED = {
+    **dict.fromkeys(("Conv", "ConvInteger", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm"), 1),
+    **dict.fromkeys(("MatMul", "MatMulInteger", "FusedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3),
+}
+
+
+def _recurrent_macs(node: ir.Node) -> int | None:
+    """Weights of the inputs and of the recurrence, each multiplied once a step."""
+    shapes = [_weight_shape(value) for value in node.inputs[1:3]]
+    data = None if node.inputs[0] is None else node.inputs[0].shape
+    layout = node.attributes.get_int("layout", 0)
+    steps = None if data is None or len(data) != 3 else data[layout]
+    return None if not isinstance(steps, int) else steps * sum(prod(shape) for shape in shapes if shape is not None)
 
 
 def _weight_shape(value: ir.Value | None) -> tuple[int, ...] | None:

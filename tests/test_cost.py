@@ -37,6 +37,24 @@ def test_macs_at_batch_one(parsed: Parsed, text: str, weight: tuple[int, ...], m
     assert model_cost(model) == Cost(int(np.prod(weight)), macs, 4 * int(np.prod(weight)))
 
 
+@pytest.mark.parametrize(("length", "layout", "macs"), [(7, 0, 7 * 132), (7, 1, 7 * 132), ("T", 0, None)])
+def test_recurrent_layers_read_their_weights_once_a_step(
+    parsed: Parsed, length: int | str, layout: int, macs: int | None
+) -> None:
+    sizes = f"{length},N" if layout == 0 else f"N,{length}"
+    text = f"g (float[{sizes},8] x) => (float[a,b,c,d] y) {{ y = LSTM<hidden_size=3, layout={layout}>(x, w, r) }}"
+    assert model_cost(parsed(text, w=_ones(1, 12, 8), r=_ones(1, 12, 3))).macs == macs
+
+
+def test_integer_products_count(parsed: Parsed) -> None:
+    text = """g (uint8[N,8] a, uint8[N,8,6,6] b) => (int32[N,6] y, int32[N,4,4,4] z) {
+        y = MatMulInteger(a, v)
+        z = ConvInteger(b, w)
+    }"""
+    model = parsed(text, v=_ones(8, 6, dtype=np.uint8), w=_ones(4, 8, 3, 3, dtype=np.uint8))
+    assert [node_macs(node) for node in model.graph] == [48, 288 * 16]
+
+
 def test_a_weight_is_seen_through_dequantization(parsed: Parsed) -> None:
     text = """g (float[N,8,4,4] x) => (float[N,6,2,2] y) { v = DequantizeLinear(w, s) y = Conv(x, v) }"""
     model = parsed(text, w=_ones(6, 8, 3, 3, dtype=np.int8), s=np.array(0.1, np.float32))

@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
 from onnxcomp import modelio
-from onnxcomp.cost import Cost, model_cost
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.gate import contract, fusion, layers, memory, metadata, operators, quality, speed, static
+from onnxcomp.gate.costing import cost_of
 from onnxcomp.gate.examination import Examination, Specimen, Unfit
 from onnxcomp.gate.layers import LayerTimes
 from onnxcomp.gate.limits import Limits, in_words
 from onnxcomp.gate.line import Line, listed, skipped
-from onnxcomp.graph.fold.shapes import infer_shapes
 from onnxcomp.options import did_you_mean
 from onnxcomp.runtime.latency import Latency, PairedSpeed, latency_of, paired_speed
 
@@ -73,18 +69,7 @@ def _static(exam: Examination, limits: Limits) -> Iterator[Line]:
     if limits.max_size is not None:
         yield static.size_line(exam.own.bytes, limits.max_size, None if exam.base is None else exam.base.bytes)
     if limits.max_params is not None or limits.max_macs is not None:
-        yield from static.cost_lines(_cost(exam.own.model), limits)
-
-
-def _cost(model: ir.Model) -> Cost:
-    """Parameters as they are in the file; MACs as far as shapes can be inferred."""
-    cost = model_cost(model)
-    if cost.macs is None:
-        twin = model.clone()
-        with suppress(onnx.shape_inference.InferenceError):
-            infer_shapes(twin)
-        cost = dataclasses.replace(cost, macs=model_cost(twin).macs)
-    return cost
+        yield from static.cost_lines(*cost_of(exam.own.model, lambda: exam.feed), limits)
 
 
 def _contract(exam: Examination, limits: Limits) -> Iterator[Line]:

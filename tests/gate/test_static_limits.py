@@ -9,6 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxcomp.cost import Cost
+from onnxcomp.errors import InputError
+from onnxcomp.gate.costing import cost_of
 from onnxcomp.gate.limits import Limits
 from onnxcomp.gate.line import Line, listed
 from onnxcomp.gate.metadata import metadata_line
@@ -28,14 +30,34 @@ def test_size_is_that_of_all_files() -> None:
 
 def test_parameters_and_macs() -> None:
     limits = Limits(max_params=1000, max_macs=2e6)
-    kept = list(cost_lines(Cost(1000, 2_000_000, 0), limits))
+    kept = list(cost_lines(Cost(1000, 2_000_000, 0), False, limits))
     assert [line.verdict for line in kept] == ["pass", "pass"]
-    broken = list(cost_lines(Cost(1001, 2_000_001, 0), limits))
+    broken = list(cost_lines(Cost(1001, 2_000_001, 0), False, limits))
     assert [line.verdict for line in broken] == ["fail", "fail"]
     assert "1,001 to 1,000" in broken[0].why  # where rounding hides the difference
-    unknown = list(cost_lines(Cost(1, None, 0), limits))[1]
+    unknown = list(cost_lines(Cost(1, None, 0), False, limits))[1]
     assert (unknown.verdict, unknown.passed) == ("skipped", False)
     assert "--shapes" in unknown.why
+
+
+def test_layers_behind_operators_of_the_runtime_cost_what_a_run_shows(parsed: Parsed) -> None:
+    text = "agraph (float[N,8,10,10] x) => (float[N,4,a,b] y) { p = Relu(x) y = Conv(p, w) }"
+    own = parsed(text, w=np.ones((4, 8, 3, 3), np.float32))
+    first = own.graph[0]
+    first.op_type, first.domain = "FastGelu", "com.microsoft"
+    own.opset_imports["com.microsoft"] = 1
+    for value in (first.outputs[0], own.graph[1].outputs[0]):
+        value.shape = None
+    feed = {"x": np.zeros((1, 8, 10, 10), np.float32)}
+    cost, ran = cost_of(own, lambda: feed)
+    assert (cost.macs, ran) == (288 * 64, True)
+    assert "a run on one sample" in next(iter(cost_lines(cost, ran, Limits(max_macs=1e9)))).why
+    assert own.graph[1].outputs[0].shape is None
+
+    def no_feed() -> dict[str, np.ndarray]:
+        raise InputError("the input's shape is free")
+
+    assert cost_of(own, no_feed) == (Cost(288, None, 4 * 288), False)
 
 
 @pytest.fixture
