@@ -36,7 +36,7 @@ class Quality:
         top5: Fraction whose label is among the five highest; None too where there are five classes or fewer.
         agreement: Fraction of samples on which the highest score is the base's; None without a base.
         sqnr: Float output name to ``10 log10(sum base**2 / sum (output - base)**2)``, dB; +inf where equal, -inf
-            where the output is NaN or infinite and the base is not.
+            where the output is NaN or infinite and the base is not, or the base is throughout.
         cosine: Float output name to its cosine with the base, all samples together; NaN where it is not finite.
         equal: Integer, boolean or string output name to the fraction of elements that equal the base's.
         drop_points: Percentage points of top-1 accuracy lost against the base; None without labels or base.
@@ -173,11 +173,12 @@ class _Tally:
 class _Fidelity:
     """Running sums of one output against the base's."""
 
-    __slots__ = ("_cross", "_noise", "_own", "_signal", "count", "discrete", "finite", "same")
+    __slots__ = ("_cross", "_lost", "_noise", "_own", "_signal", "count", "discrete", "finite", "same")
 
     def __init__(self) -> None:
         self._signal = self._noise = self._own = self._cross = 0.0
         self.count = self.same = 0
+        self._lost = False  # whether the base had values, and none of them was finite
         self.discrete = False
         self.finite = True
 
@@ -196,6 +197,7 @@ class _Fidelity:
         own, base = value.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
         known = np.isfinite(base)
         if not known.all():
+            self._lost |= not known.any()
             own, base = own[known], base[known]
         if not np.isfinite(own).all():
             self.finite = False
@@ -210,7 +212,7 @@ class _Fidelity:
         if not self.finite:
             return -math.inf
         if self._noise == 0:
-            return math.inf
+            return -math.inf if self._lost and not self._signal else math.inf
         return 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
 
     def cosine(self) -> float:

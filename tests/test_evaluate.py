@@ -164,6 +164,10 @@ def test_infinities_that_the_base_has_too_are_no_failure() -> None:
     assert quality.sqnr["y"] == math.inf
 
 
+def test_nothing_equals_a_base_that_is_no_number_throughout() -> None:
+    assert score(SAME, "n = Log(x) \n m = Mul(n, big) \n y = Sub(m, m)", x=-np.abs(X)).sqnr == {"y": -math.inf}
+
+
 def test_the_limit_counts_samples_and_their_labels() -> None:
     built = model(SAME)
     quality = evaluate(built, open_feeds({"x": X, "labels": LABELS}, built), limit=10)

@@ -88,7 +88,7 @@ def _sqnr(quality: Quality, limit: float) -> Line:
     why = f"output {worst}" + (f", the worst of {len(quality.sqnr)}" if len(quality.sqnr) > 1 else "")
     figures = {"limit": limit, "value": value}
     if value == -math.inf:
-        why += ": NaN or infinite where the base is not, or the base is all zeros"
+        why += ": NaN or infinite where the base is not, or the base is NaN, infinite or zero throughout"
     where = tuple(name for name, own in quality.sqnr.items() if own < limit)
     verdict = _kept(not where)
     changed = {name: share for name, share in quality.equal.items() if share < 1}

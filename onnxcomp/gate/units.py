@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = ["Unit", "byte_size", "counted", "decibels", "megabytes", "milliseconds", "percentage", "points", "ratio"]
@@ -55,8 +55,6 @@ class Unit:
             return "it has to be finite"
         return f"it has to be {'more than' if self.above else 'at least'} {self.least:g}"
 
-
-Parse = Callable[[str], float]
 
 byte_size = Unit("4MB or 100KB", {"": 1, **_BYTES}, above=True, whole=True)
 megabytes = Unit("64 or 64MB", {"": 2**20, **_BYTES}, above=True, whole=True)
