@@ -33,9 +33,10 @@ import yaml
 from onnxcomp import modelio
 from onnxcomp.contract import Override, Value
 from onnxcomp.errors import InputError, RecipeError
-from onnxcomp.options import coerce, did_you_mean
+from onnxcomp.options import coerce
 from onnxcomp.recipe import Choices, Recipe, RecipePass, Shape, parse_shape
 from onnxcomp.spec import PassSpec, parse_spec, read_bare
+from onnxcomp.yamlnodes import is_null, line_of, mapping
 
 __all__ = ["STAMP", "from_yaml", "load_recipe", "recipe_document", "replayable", "to_yaml"]
 
@@ -147,7 +148,7 @@ def _recipe_of_report(root: yaml.Node) -> yaml.Node:
 
 
 def _pass(node: yaml.Node) -> RecipePass:
-    line = _line(node)
+    line = line_of(node)
     if isinstance(node, yaml.ScalarNode):
         try:
             return RecipePass(parse_spec(node.value), line=line)
@@ -159,7 +160,7 @@ def _pass(node: yaml.Node) -> RecipePass:
             node, "an entry of 'passes' is a spec such as 'tucker2(rank=vbmf)' or one 'name: {options, layers}'"
         )
     name, body = next(iter(entries.items()))
-    parts = {} if _is_null(body) else _mapping(body, name, known=["options", "layers", "choices"])
+    parts = {} if is_null(body) else _mapping(body, name, known=["options", "layers", "choices"])
     options = _options(parts["options"], name) if "options" in parts else {}
     layers = _mapping(parts["layers"], "layers") if "layers" in parts else {}
     choices = _mapping(parts["choices"], "choices") if "choices" in parts else None
@@ -169,7 +170,7 @@ def _pass(node: yaml.Node) -> RecipePass:
         raise _error(node, str(error)) from None
     return RecipePass(
         spec,
-        tuple(Override(glob, None if _is_null(item) else _options(item, glob)) for glob, item in layers.items()),
+        tuple(Override(glob, None if is_null(item) else _options(item, glob)) for glob, item in layers.items()),
         None if choices is None else {site: _options(item, site) for site, item in choices.items()},
         line,
     )
@@ -183,22 +184,8 @@ def _options(node: yaml.Node, where: str) -> dict[str, Value]:
     return options
 
 
-def _mapping(node: yaml.Node, where: str, known: list[str] | None = None) -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _error(node, f"{where}: expected 'key: value' pairs")
-    found: dict[str, yaml.Node] = {}
-    for key_node, value in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise _error(key_node, f"{where}: a key must be a word")
-        key = str(key_node.value)
-        if known is not None and key not in known:
-            raise _error(
-                key_node, f"unknown key {key!r} in {where}{did_you_mean(key, known)} (keys: {', '.join(known)})"
-            )
-        if key in found:
-            raise _error(key_node, f"the key {key!r} is given twice in {where}")
-        found[key] = value
-    return found
+def _mapping(node: yaml.Node, where: str, known: Sequence[str] | None = None) -> dict[str, yaml.Node]:
+    return mapping(node, where, _error, known)
 
 
 def _sequence(node: yaml.Node, where: str) -> list[yaml.Node]:
@@ -243,16 +230,8 @@ def _fitting(node: yaml.Node, key: str, hint: Any) -> Value | None:
         raise _error(node, f"{key}: {error}") from None
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "~")
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
 def _error(node: yaml.Node, problem: str) -> RecipeError:
-    return RecipeError(f"recipe, line {_line(node)}: {problem}")
+    return RecipeError(f"recipe, line {line_of(node)}: {problem}")
 
 
 def _pass_document(entry: RecipePass) -> str | dict[str, Any]:

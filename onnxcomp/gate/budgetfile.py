@@ -38,6 +38,7 @@ from onnxcomp.gate.contract import Port
 from onnxcomp.gate.limits import UNITS, Limits
 from onnxcomp.gate.operators import known_operators
 from onnxcomp.options import did_you_mean
+from onnxcomp.yamlnodes import is_null, line_of, mapping
 
 __all__ = ["budget_from_yaml", "load_budget"]
 
@@ -95,7 +96,7 @@ def budget_from_yaml(text: str) -> Limits:
                 values[key] = {name: _port(item, name) for name, item in _mapping(node, key).items()}
             case "metadata":
                 own = _mapping(node, key)
-                values[key] = {name: "*" if _is_null(item) else _text(item, name) for name, item in own.items()}
+                values[key] = {name: "*" if is_null(item) else _text(item, name) for name, item in own.items()}
             case _:
                 values[key] = _number(node, key)
     return Limits(**values)
@@ -123,30 +124,14 @@ def _composed(text: str) -> yaml.Node:
 
 
 def _mapping(node: yaml.Node, where: str, known: Sequence[str] | None = None) -> Mapping[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _error(node, f"{where}: expected 'key: value' pairs")
-    found: dict[str, yaml.Node] = {}
-    for key_node, value in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise _error(key_node, f"{where}: a key must be a word")
-        key = str(key_node.value)
-        if known is not None and key not in known:
-            hint = did_you_mean(key.replace("-", "_"), known)
-            raise _error(key_node, f"unknown key {key!r} in {where}{hint} (keys: {', '.join(known)})")
-        if key in found:
-            raise _error(key_node, f"the key {key!r} is given twice in {where}")
-        found[key] = value
+    found = mapping(node, where, _error, known)
     if not found:
         raise _error(node, f"{where} is empty")
     return found
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "Null", "NULL", "~")
-
-
 def _text(node: yaml.Node, where: str) -> str:
-    if not isinstance(node, yaml.ScalarNode) or _is_null(node):
+    if not isinstance(node, yaml.ScalarNode) or is_null(node):
         raise _error(node, f"{where}: expected one value")
     return str(node.value)
 
@@ -199,4 +184,4 @@ def _port(node: yaml.Node, name: str) -> str:
 
 
 def _error(node: yaml.Node, problem: str) -> InputError:
-    return InputError(f"budget, line {int(node.start_mark.line) + 1}: {problem}")
+    return InputError(f"budget, line {line_of(node)}: {problem}")
