@@ -15,7 +15,7 @@ import click
 from onnxcomp import progress
 from onnxcomp.cli import logbook
 from onnxcomp.errors import InputError
-from onnxcomp.report.text import printable
+from onnxcomp.report.text import one_line, printable
 
 __all__ = [
     "DEBUG",
@@ -116,7 +116,7 @@ def warn(message: str, quiet: bool) -> None:
     """Say something on stderr; while a bar is up, after it."""
     logbook.SAID.info("%s", message)
     if not quiet:
-        logbook.voice().say(message)
+        logbook.voice().say(one_line(message))
 
 
 def fail(message: str) -> None:

@@ -83,8 +83,8 @@ def typed(model: ir.Model) -> ir.Model:
 
 
 def is_float(value: ir.Value) -> bool:
-    """Whether a value is known to hold floating-point numbers."""
-    return value.dtype is not None and value.dtype.is_floating_point()
+    """Whether a value is known to be a tensor of floating-point numbers; a sequence of such is none."""
+    return isinstance(value.type, ir.TensorType) and value.type.dtype.is_floating_point()
 
 
 def varying(model: ir.Model) -> set[ir.Value]:

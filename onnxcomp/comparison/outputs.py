@@ -61,9 +61,9 @@ class Flip:
     """A sample whose highest score is another class's than in the base.
 
     Attributes:
-        margin: By how much the base's class leads the next in the base.
+        margin: By how much the base's class leads the next in the base; 0 where no class leads.
         sample: Index of the sample, from 0.
-        base: Class in the base.
+        base: Class in the base; -1 where scores are NaN.
         other: Class in the other model; -1 where scores are NaN.
     """
 
@@ -166,13 +166,13 @@ class _Tally:
 
     def _classes(self, rows: int, base: NDArray[Any], other: NDArray[Any]) -> None:
         left, right = base.reshape(rows, -1).astype(np.float64), other.reshape(rows, -1).astype(np.float64)
-        ours, theirs = left.argmax(axis=1), right.argmax(axis=1)
-        theirs = np.where(np.isnan(right).any(axis=1), -1, theirs)
+        ours, theirs = (np.where(np.isnan(s).any(axis=1), -1, s.argmax(axis=1)) for s in (left, right))
         changed = ours != theirs
         self._flipped += int(np.count_nonzero(changed))
         for row in np.flatnonzero(changed):
-            ordered = np.sort(left[row])
-            flip = Flip(float(ordered[-1] - ordered[-2]), self.samples + int(row), int(ours[row]), int(theirs[row]))
+            second, first = np.sort(left[row])[-2:]
+            margin = float(first - second) if ours[row] >= 0 and first > second else 0.0
+            flip = Flip(margin, self.samples + int(row), int(ours[row]), int(theirs[row]))
             (heapq.heappush if len(self._flips) < _LISTED else heapq.heappushpop)(self._flips, flip)
 
     def result(self, missing: Mapping[str, str]) -> Outputs:

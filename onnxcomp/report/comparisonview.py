@@ -82,8 +82,7 @@ def _classes(document: Document, top: int | None) -> Table:
     rows: list[tuple[str, ...]] = [
         (
             f"{flip['sample']:,}",
-            str(flip["base"]),
-            "NaN" if flip["other"] < 0 else str(flip["other"]),
+            *("NaN" if flip[model] < 0 else str(flip[model]) for model in ("base", "other")),
             f"{float(flip['margin']):.3g}",
         )
         for flip in document["flips"][: len(document["flips"]) if top is None else 5]

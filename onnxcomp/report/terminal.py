@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from onnxcomp.report.text import printable
+from onnxcomp.report.text import one_line, printable
 from onnxcomp.report.view import Table, View, view
 
 __all__ = ["print_report", "print_table", "print_view"]
@@ -31,22 +31,22 @@ def print_view(shown: View, console: Console | None = None) -> None:
     Warnings are not among it: a command says them on stderr.
     """
     out = console or make_console()
-    out.print(Text(printable(shown.headline), style="bold"))
+    out.print(Text(one_line(shown.headline), style="bold"))
     for failure in shown.failures:
-        out.print(Text(f"failed: {printable(failure)}", style="bold red"))
+        out.print(Text(f"failed: {one_line(failure)}", style="bold red"))
     for name, value in shown.facts:
-        out.print(Text.assemble((f"{printable(name)}: ", "dim"), printable(value)))
+        out.print(Text.assemble((f"{one_line(name)}: ", "dim"), one_line(value)))
     for table in shown.tables:
         out.print()
         print_table(table, out)
     for listing in shown.listings:
         out.print()
-        out.print(Text(printable(listing.title), style="bold"))
+        out.print(Text(one_line(listing.title), style="bold"))
         out.print(Text(printable(listing.text)))
     if shown.notes:
         out.print()
     for note in shown.notes:
-        out.print(Text(printable(note), style="dim"))
+        out.print(Text(one_line(note), style="dim"))
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -61,7 +61,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
         _print_rows(table, out)
         return
     rich = RichTable(
-        title=Text(printable(table.title), style="bold"),
+        title=Text(one_line(table.title), style="bold"),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -77,26 +77,26 @@ def print_table(table: Table, console: Console | None = None) -> None:
             min_width=min(width, _SHORT),
         )
     for line, row in enumerate(table.rows):
-        rich.add_row(*(Text(printable(cell), _style(table, (line, column))) for column, cell in enumerate(row)))
+        rich.add_row(*(Text(one_line(cell), _style(table, (line, column))) for column, cell in enumerate(row)))
     out.print(rich)
 
 
 def _print_rows(table: Table, out: Console) -> None:
     """Each row under its first cell, a line for each of the others that says something."""
-    out.print(Text(printable(table.title), style="bold"))
+    out.print(Text(one_line(table.title), style="bold"))
     for line, row in enumerate(table.rows):
-        out.print(Text(printable(row[0]), _style(table, (line, 0))))
+        out.print(Text(one_line(row[0]), _style(table, (line, 0))))
         for index, cell in enumerate(row[1:], 1):
             if cell:
                 name = Text(f"  {table.columns[index]}: " if table.columns[index] else "  ", style="dim")
-                out.print(name + Text(printable(cell), _style(table, (line, index))))
+                out.print(name + Text(one_line(cell), _style(table, (line, index))))
 
 
 def _width(table: Table, index: int) -> int:
     """Letters of the longest cell of a column, and of the longest word above it."""
     words = table.columns[index].split()
-    lines = (line for row in table.rows for line in printable(row[index]).split("\n"))
-    return max((cell_len(text) for text in (*words, *lines)), default=0)
+    cells = (one_line(row[index]) for row in table.rows)
+    return max((cell_len(text) for text in (*words, *cells)), default=0)
 
 
 def _style(table: Table, cell: tuple[int, int]) -> str:

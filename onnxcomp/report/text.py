@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "decibels", "percent", "printable", "ratio", "size"]
+__all__ = ["count", "decibels", "one_line", "percent", "printable", "ratio", "size"]
 
 _KILO = 1024
 
@@ -10,6 +10,11 @@ _KILO = 1024
 def printable(text: str) -> str:
     """Return the text with control and format characters spelled out, so that a name cannot steer a terminal."""
     return "".join(c if c == "\n" or c.isprintable() else _spelled(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return the text as `printable` does, with line breaks spelled out too: for what must stay a line or a cell."""
+    return printable(text).replace("\n", r"\n")
 
 
 def _spelled(character: str) -> str:

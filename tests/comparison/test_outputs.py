@@ -110,3 +110,29 @@ def test_shapes_that_follow_from_the_data(parsed: Any) -> None:
     assert found.outputs.missing["y"].startswith("shape [2, ")
     assert found.fault is not None
     assert found.fault.tensor in ("a", "b")
+
+
+def test_scores_that_are_nan_in_both_models_are_no_flips(parsed: Any) -> None:
+    base = parsed("g (float[N,3] x) => (float[N,3] y) { y = Log(x) }")
+    other = parsed(
+        "g (float[N,3] x) => (float[N,3] y) { z = Add(x, c) y = Log(z) }", c=np.array([-1.5, 0, 0], np.float32)
+    )
+    x = np.array([[-1, 2, 3], [1, 2, 3], [2, 1, 3], [5, 2, 1]], np.float32)
+    feeds = onnxcomp.open_feeds({"x": x}, base)
+    same = compare_outputs(base, base, feeds)
+    assert (same.agreement, same.flipped, same.outputs[0].unknown) == (1.0, 0, 1)
+    found = compare_outputs(base, other, feeds)
+    assert [(flip.sample, flip.base, flip.other) for flip in found.flips] == [(1, 2, -1)]
+    late = compare_outputs(other, base, feeds)
+    assert [(flip.sample, flip.base, flip.other, flip.margin) for flip in late.flips] == [(1, -1, 2, 0.0)]
+
+
+def test_sequences_are_left_out(parsed: Any) -> None:
+    model = parsed(
+        """g (float[N,4] x) => (float[N,4] y, seq(float[N,1]) parts) {
+          y = Relu(x) parts = SplitToSequence<axis=1>(y) }"""
+    )
+    feeds = onnxcomp.open_feeds({"x": np.ones((3, 4), np.float32)}, model)
+    found = compare_models(model, model, feeds)
+    assert found.outputs.missing == {"parts": "not a tensor"}
+    assert [layer.tensor for layer in found.layers] == ["y"]

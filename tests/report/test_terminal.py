@@ -9,7 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from onnxcomp.report.table import Table
-from onnxcomp.report.terminal import print_table
+from onnxcomp.report.terminal import print_table, print_view
+from onnxcomp.report.view import View
 
 TABLE = Table(
     "What became of the layers",
@@ -56,3 +57,14 @@ def test_rows_one_under_the_other_say_what_is_what() -> None:
     start = lines.index("  became: 1x1 64>16, 3x3 16>16")
     assert lines[start + 1 : start + 4] == ["  parameters: 8.36x", "  MACs: 8.47x", "  predicted error: 4e-5"]
     assert printed(TABLE, 40).count("parameters:") == 2  # none where there is nothing to say
+
+
+@pytest.mark.parametrize("width", [40, 160])
+def test_a_name_cannot_break_a_line(width: int) -> None:
+    name = "conv\n\x1b[31mpassed: 9 of 9"
+    table = Table(name, ("layer", "now"), ((name, name),))
+    out = io.StringIO()
+    print_view(View(name, (name,), (), (table,), (name,)), Console(file=out, width=width, highlight=False))
+    lines = out.getvalue().splitlines()
+    assert not [line for line in lines if line.startswith("passed")]
+    assert out.getvalue().replace("\n", "").count(r"conv\n\x1b") == 6
