@@ -11,6 +11,7 @@ everything here can be driven by simulated time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ class PairedSpeed:
         ratio: Median over all rounds of base time / other time; above 1: `other` is faster.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        base_ms: Median time of one run of `base`, milliseconds.
-        other_ms: Median time of one run of `other`, milliseconds.
+        base_ms: Typical time of one run of `base`, milliseconds; it and the next one are as far apart as `ratio` says,
+            which medians taken one by one are not on a machine that is fast by turns.
+        other_ms: Typical time of one run of `other`, milliseconds.
         base: Percentiles of `base`; where a run takes under 2 ms, of samples of several runs.
         other: Percentiles of `other`.
         rounds: Number of pairs of samples.
@@ -144,7 +146,9 @@ def paired_speed(
     base, other = (_percentiles(row) for row in joined)
     conclusive = _conclusive(found, against)
     ends = (found.median, found.low, found.high)
-    return PairedSpeed(*ends, base.p50, other.p50, base, other, joined.shape[1], len(parts), 1, conclusive)
+    middle, apart = float(np.median(np.sqrt(joined[0] * joined[1]))), math.sqrt(found.median)
+    typical = (middle * apart, middle / apart)
+    return PairedSpeed(*ends, *typical, base, other, joined.shape[1], len(parts), 1, conclusive)
 
 
 def latency_of(

@@ -157,7 +157,7 @@ class Subject:
         folder.mkdir()
         plain = open_with(model, settings)
         run(plain, feed)  # the checked run: a feed that does not fit is reported here
-        own = {name: np.ascontiguousarray(feed[name]) for name in input_names(plain)}
+        own = {name: np.asarray(feed[name], order="C") for name in input_names(plain)}
         twin = tokenised(model)
         traced, graph = open_dumped(twin, settings, folder / "trace")
         kernels = list(graph.graph)

@@ -285,7 +285,7 @@ def _opener(model: ir.Model, feed: Feed, settings: SessionSettings) -> Callable[
     def opened() -> Call:
         session = open_with(model, settings)
         run(session, feed)
-        own = {name: np.ascontiguousarray(feed[name]) for name in input_names(session)}
+        own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
 
         def call() -> None:
             session.run(None, own)

@@ -105,6 +105,13 @@ def test_bodies_are_counted_once(parsed: Parsed) -> None:
     assert found.total_ms < 2 * found.agreement.wall_ms + 0.1
 
 
+def test_scalars_are_fed_as_scalars(parsed: Parsed) -> None:
+    model = parsed("g (float[1,8] x, float r) => (float[1,8] y) { [a] s = Mul(x, r) [b] y = Relu(s) }")
+    feed = {"x": np.ones((1, 8), np.float32), "r": np.array(2.0, np.float32)}
+    assert {layer.layer for layer in profile_model(model, feed, effort=BRIEF).layers} == {"a", "b"}
+    assert profile_pair(model, model, feed, effort=BRIEF).speed.rounds > 0
+
+
 def test_shape_arithmetic_is_on_integers(parsed: Parsed) -> None:
     model = parsed("g (float[N,8] x) => (int64[2] y, float[N,8] z) { [shape] y = Shape(x) [neg] z = Neg(x) }")
     found = profile_model(model, {"x": np.zeros((2, 8), np.float32)}, effort=BRIEF)
