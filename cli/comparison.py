@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxcomp.cli import talk
-from onnxcomp.errors import InputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,9 +66,7 @@ def compare(
     for path in (base, other):
         talk.check_model(path)
     for report in reports:
-        check_report_path(report)
-        if any(Path(report).resolve() == Path(path).resolve() for path in (base, other)):
-            raise InputError(f"--report {report!r} would be written over a model")
+        check_report_path(report, (base, other))
     sizes = talk.parse_shapes(shapes)
     with talk.progress_bar(2, quiet) as progress:
         progress("load")

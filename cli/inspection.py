@@ -91,7 +91,7 @@ def inspect(
 
     path, wanted = _sorted_out(model, passes)
     talk.check_model(path)
-    files = _checked(html, reports)
+    files = _checked(path, html, reports)
     if data is not None and wanted is None:
         raise DataError("inspect reads --data only to predict what passes lose: give --passes as well")
     asked = _everything(quiet) if wanted in (None, _ALL) else _named(wanted or "")
@@ -115,7 +115,7 @@ def inspect(
         print_view(inspection_view(document, full=False, order=order, top=top or None, narrow=narrow), console)
 
 
-def _checked(html: str | None, reports: tuple[str, ...]) -> tuple[str, ...]:
+def _checked(model: str, html: str | None, reports: tuple[str, ...]) -> tuple[str, ...]:
     """The files to write; refused before anything slow begins."""
     from onnxcomp.report.writing import check_report_path
 
@@ -123,7 +123,7 @@ def _checked(html: str | None, reports: tuple[str, ...]) -> tuple[str, ...]:
         raise InputError(f"--html {html!r}: the name must end in .html")
     files = reports if html is None else (*reports, html)
     for file in files:
-        check_report_path(file)
+        check_report_path(file, (model,))
     return files
 
 

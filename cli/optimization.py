@@ -72,7 +72,7 @@ def optimize(
     talk.check_model(model)
     recipe = _resolve(recipe_path, flags)
     for path in reports:
-        check_report_path(path)
+        check_report_path(path, (model,))
     if dry_run:
         _print_recipe(recipe, as_json)
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -89,9 +88,7 @@ def profile(
     for path in paths:
         talk.check_model(path)
     for report in reports:
-        check_report_path(report)
-        if any(Path(report).resolve() == Path(path).resolve() for path in paths):
-            raise InputError(f"--report {report!r} would be written over a model")
+        check_report_path(report, paths)
     effort = Effort(runs, warmup, _BUDGET_S * len(paths) if budget is None else budget)
     settings = SessionSettings(threads or 1, 1, optimization, provider, parse_entries(options))
     source = _Source(data, preprocess, talk.parse_shapes(shapes), batch, seed or 0)

@@ -26,6 +26,8 @@ __all__ = ["SAMPLES", "Comparison", "LayerNoise", "NotCompared", "compare_models
 
 SAMPLES = 128
 """Layers are compared on so many samples unless the caller says otherwise."""
+# Bytes of all tensors of the base in a batch that outputs are compared on; fewer are alive at a time.
+_BYTES = 384 << 20
 
 
 def compare_models(
@@ -59,13 +61,15 @@ def compare_models(
         ModelError: ORT cannot run a model.
     """
     check_inputs(base, other)
-    outputs = compare_outputs(base, other, feeds, threads=threads)
     steps, own = steps_between(base, other), tuple(step.spec.name for step in own_steps(base, other))
-    base, other = typed(base), typed(other)
+    inferred = typed(base)
+    sizes, cut = footprints(inferred, feeds)
+    rows = max(1, _BYTES // max(1, sum(sizes.values()))) if cut else None
+    outputs = compare_outputs(base, other, feeds, rows=rows, threads=threads)
+    base, other = inferred, typed(other)
     matching = match(base, other)
     kept = kept_channels(base, steps)
     matching.drop(misfits(base, other, matching, {name: (axis, len(left)) for name, (axis, left) in kept.items()}))
-    sizes, cut = footprints(base, feeds)
     subjects = Subjects(base, other, matching.pairs, {}, feeds, sizes, cut, samples, threads)
     subjects = _adapted(subjects, kept, steps)
     alive = varying(base)

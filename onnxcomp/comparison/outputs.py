@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcomp import progress
-from onnxcomp.comparison.reading import cast_feed, is_float_dtype
+from onnxcomp.comparison.reading import cast_feed, is_float_dtype, slices
 from onnxcomp.comparison.sums import Sums, ratio_to_decibels
 from onnxcomp.data import Feeds
 from onnxcomp.data.feeds import batch_rows
@@ -94,8 +94,17 @@ class Outputs:
     flips: tuple[Flip, ...]
 
 
-def compare_outputs(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: int = 1) -> Outputs:
+def compare_outputs(
+    base: ir.Model, other: ir.Model, feeds: Feeds, *, rows: int | None = None, threads: int = 1
+) -> Outputs:
     """Run both models over all samples.
+
+    Args:
+        base: The model to compare with.
+        other: The other model.
+        feeds: The data.
+        rows: Batches are cut to so many samples, where they can be; None: they stay as they are.
+        threads: Intra-op threads.
 
     Raises:
         InputError: The models have no output in common.
@@ -109,11 +118,11 @@ def compare_outputs(base: ir.Model, other: ir.Model, feeds: Feeds, *, threads: i
         raise InputError(f"the models cannot be compared: outputs {both}")
     tally = _Tally(names)
     with progress.task("compare outputs", len(feeds)) as advance:
-        for feed in feeds.batches():
-            rows = batch_rows(feed, feeds.inputs)
+        for feed in slices(feeds, None, rows):
+            count = batch_rows(feed, feeds.inputs)
             left, right = run(ours, feed, names), run(theirs, cast_feed(other, feed), names)
-            tally.add(rows, dict(zip(names, left, strict=True)), dict(zip(names, right, strict=True)))
-            advance(rows)
+            tally.add(count, dict(zip(names, left, strict=True)), dict(zip(names, right, strict=True)))
+            advance(count)
     if not tally.samples:
         raise DataError(f"{feeds.source}: no samples to compare on")
     missing = {name: "the other model has no such output" for name in output_names(ours) if name not in names}

@@ -41,6 +41,8 @@ def comparison_view(document: Document, top: int | None) -> View:
         tuple(document["warnings"]),
         tuple(table for table in tables if table.rows),
         tuple(_notes(document, top)),
+        title=f"onnxcomp compare: {document['base']} and {document['other']}",
+        facts=() if top is not None else tuple((what, document[what]) for what in ("base", "other")),
     )
 
 

@@ -101,6 +101,7 @@ def profile_view(document: Document, *, full: bool, top: int | None = None) -> V
         tuple(tables),
         tuple(_notes(document)),
         title=f"onnxcomp profile: {document['model']}",
+        facts=tuple((what, document[what]) for what in ("model", "against") if document[what]) if full else (),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["check_report_path", "write_report", "write_view"]
 
 
-def check_report_path(path: str | Path) -> None:
-    """Raise InputError where no report could be written at the path; called before anything slow begins."""
+def check_report_path(path: str | Path, reads: Iterable[str | Path] = ()) -> None:
+    """Raise InputError where no report could be written at the path; called before anything slow begins.
+
+    Args:
+        path: Where the report will be.
+        reads: Files that the command reads, which it must not write over.
+    """
     where = Path(path)
     if where.suffix.lower() not in _RENDERERS:
         raise InputError(f"--report {str(path)!r}: the name must end in {', '.join(_RENDERERS)}")
@@ -26,6 +32,8 @@ def check_report_path(path: str | Path) -> None:
         raise InputError(f"--report {str(path)!r} is a folder; give a file name")
     if not where.parent.is_dir():
         raise InputError(f"--report {str(path)!r}: the folder {str(where.parent)!r} does not exist; create it first")
+    if any(where.resolve() == Path(read).resolve() for read in reads):
+        raise InputError(f"--report {str(path)!r} would be written over what the command reads; give another name")
 
 
 def write_report(report: PipelineReport, path: str | Path) -> None:

@@ -216,3 +216,12 @@ def test_an_unknown_command(run: Any) -> None:
     got = run("optimise")
     assert got.code == 2
     assert "No such command 'optimise'" in got.err
+
+
+def test_a_page_never_replaces_the_model(run: Any, cnn: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.html"
+    model.write_bytes(cnn.read_bytes())
+    got = run("inspect", model, "--html", model)
+    assert got.code == 2
+    assert "would be written over" in got.err
+    assert model.read_bytes() == cnn.read_bytes()

@@ -136,3 +136,13 @@ def test_sequences_are_left_out(parsed: Any) -> None:
     found = compare_models(model, model, feeds)
     assert found.outputs.missing == {"parts": "not a tensor"}
     assert [layer.tensor for layer in found.layers] == ["y"]
+
+
+def test_how_batches_are_cut_changes_nothing(net: ir.Model, changed: Any, feeds: Feeds) -> None:
+    other = changed(net, wh=-np.asarray(net.graph.initializers["wh"].const_value))
+    whole, cut = (compare_outputs(net, other, feeds, rows=rows) for rows in (None, 5))
+    assert (cut.samples, cut.agreement) == (whole.samples, whole.agreement)
+    assert [(flip.sample, flip.base, flip.other) for flip in cut.flips] == [
+        (flip.sample, flip.base, flip.other) for flip in whole.flips
+    ]
+    assert cut.outputs[0].sqnr == pytest.approx(whole.outputs[0].sqnr)

@@ -112,6 +112,7 @@ def test_a_terminal_gets_the_first_and_a_file_all() -> None:
     assert len(titles["Layers by the error they add"].rows) == len(titles["All compared tensors"].rows) == 20
     assert len(titles["Not compared"].rows) == 5
     assert titles["Layers by the error they add"].plot is not None
+    assert (few.facts, whole.facts) == ((), (("base", "a.onnx"), ("other", "b.onnx")))
     assert len(titles["Samples of another class, the surest first"].rows) == 2
 
 

@@ -127,6 +127,7 @@ def test_a_file_has_figures_and_kernels() -> None:
 def test_two_profiles_for_people() -> None:
     shown = profile_view(document(pair(2.0, 1.9, 2.1)), full=True)
     assert shown.headline == "faster than base.onnx: 2.00x (1.90 to 2.10), 2.000 ms a run against 4.000 ms"
+    assert shown.facts == (("model", "small.onnx"), ("against", "base.onnx"))
     layers = shown.tables[0]
     assert layers.rows[0][:5] == ("b", "3.000 ms", "1.500 ms", "-1.500 ms", "2.00x (1.90 to 2.10)")
     assert (layers.good, layers.bad) == (frozenset({(0, 3)}), frozenset())

@@ -135,7 +135,7 @@
       holder.append(choice(drawing, list.map((one) => one.name), 0, "Show", (index) => { drawing.chosen = index; }));
     }
     if (list[0].kind === "bars" && list[0].labels.length > 2) {
-      holder.append(choice(drawing, ["as listed", "largest first"], 0, "Order", (index) => { drawing.byCost = index === 1; }));
+      holder.append(choice(drawing, [given.kind === "panels" ? "of the model" : "as listed", "largest first"], 0, "Order", (index) => { drawing.byCost = index === 1; }));
     }
     holder.append(host);
     drawings.push(drawing);
