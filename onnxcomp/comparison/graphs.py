@@ -20,6 +20,7 @@ __all__ = [
     "is_float",
     "kind",
     "kinds_of_readers",
+    "reads",
     "segment",
     "typed",
     "varying",
@@ -91,7 +92,7 @@ def varying(model: ir.Model) -> set[ir.Value]:
     """The values of the main graph that depend on its inputs."""
     found = {value for value in model.graph.inputs if value.name not in model.graph.initializers}
     for node in model.graph:
-        if any(value in found for value in _reads(node)):
+        if any(value in found for value in reads(node)):
             found.update(node.outputs)
     return found
 
@@ -102,7 +103,8 @@ def floats(model: ir.Model, alive: set[ir.Value]) -> Iterator[ir.Value]:
         yield from (value for value in node.outputs if value.name and value in alive and is_float(value))
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """The inputs of a node, and the values that its body, where it has one, reads from around it and of its own."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -171,7 +173,7 @@ def segment(value: ir.Value, ends: set[ir.Value], alive: set[ir.Value]) -> list[
         if node in found:
             continue
         found[node] = None
-        behind = [v for v in _reads(node) if v in alive and v not in ends]
+        behind = [v for v in reads(node) if v in alive and v not in ends]
         waiting += [producer for v in behind if (producer := v.producer()) is not None]
     return list(found)
 

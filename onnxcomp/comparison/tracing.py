@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from onnxcomp.comparison.graphs import reads
 from onnxcomp.comparison.sums import Sums
 
 __all__ = ["shares"]
@@ -60,7 +61,7 @@ def shares(model: ir.Model, sums: Mapping[str, Sums], ends: set[ir.Value], round
 
 def _mixed(node: ir.Node, found: Mapping[ir.Value, Shares], sums: Mapping[str, Sums], ends: set[ir.Value]) -> Shares:
     """Whose noise the inputs of a node carry, together."""
-    inputs = [value for value in dict.fromkeys(node.inputs) if value is not None and found.get(value)]
+    inputs = [value for value in dict.fromkeys(reads(node)) if found.get(value)]
     if len(inputs) == 1:
         return found[inputs[0]]
     weights = [_weight(node, value, sums, ends) for value in inputs]

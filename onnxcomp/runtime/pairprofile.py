@@ -36,6 +36,7 @@ Feed: TypeAlias = Mapping[str, NDArray[Any]]
 Times: TypeAlias = NDArray[np.float64]
 
 _WIDE = 0.1  # an interval that holds 1 and is wider, as a share of the ratio, says nothing
+_ALIKE = 0.02  # sessions of one and the same model differ by so much
 _SPEED_SHARE = 0.6  # of the time goes into the speed-up, the rest into the layers
 _TELLABLE_MS = 2e-3  # the profile's own resolution is half a microsecond a kernel
 _LEAST_SERIES = 6  # rounds without which a layer's interval means nothing
@@ -165,6 +166,8 @@ def verdict(ratio: float, low: float, high: float) -> Verdict:
         low: Lower end of its interval.
         high: Upper end.
     """
+    if 1.0 - _ALIKE <= low and high <= 1.0 + _ALIKE:
+        return "same"
     if low > 1.0:
         return "faster"
     if high < 1.0:

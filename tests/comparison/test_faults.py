@@ -10,7 +10,7 @@ import pytest
 
 from onnxcomp.compare import compare_models
 from onnxcomp.comparison.sums import ratio_to_decibels
-from onnxcomp.data import Feeds
+from onnxcomp.data import Feeds, open_feeds
 from onnxcomp.runtime.activations import expose
 from onnxcomp.runtime.session import open_session, run
 
@@ -119,3 +119,20 @@ def test_a_model_and_itself(net: ir.Model, feeds: Feeds) -> None:
     assert all(entry.sqnr > 110 for entry in found.layers)
     assert found.outputs.outputs[0].sqnr == float("inf")
     assert found.outputs.agreement == 1
+
+
+@pytest.mark.parametrize("attribute", [0, None])
+def test_noise_passes_through_what_a_body_reads(parsed: Any, attribute: int | None) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+      [early] h = Gemm(x, w) t = ReduceMax<keepdims=0>(x) b = Less(t, c)
+      [branch] m = If(b) <then_branch = one () => (float[N,4] p) { p = Relu(h) },
+                          else_branch = two () => (float[N,4] q) { q = Abs(h) }>
+      [late] y = Gemm(m, v) }"""
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal((4, 4)).astype(np.float32) for _ in range(2))
+    base = parsed(text, w=w, v=v, c=np.array(9, np.float32))
+    other = parsed(text, w=(1.2 * w).astype(np.float32), v=(1.001 * v).astype(np.float32), c=np.array(9, np.float32))
+    feeds = open_feeds({"x": rng.standard_normal((20, 4)).astype(np.float32)}, base)
+    found = compare_models(base, other, feeds, attribute=attribute)
+    assert found.fault is not None
+    assert (found.fault.layer, found.fault.share > 0.9) == ("early", True)

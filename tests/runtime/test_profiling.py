@@ -173,6 +173,7 @@ def test_groups_part_all_kernels(parts: list[list[str]], cut: int) -> None:
         ((1.5, 1.2, 1.9), "faster"),
         ((0.8, 0.7, 0.9), "slower"),
         ((1.0, 0.97, 1.03), "same"),
+        ((1.005, 1.002, 1.01), "same"),
         ((1.1, 0.95, 1.3), "inconclusive"),
     ],
 )
