@@ -166,7 +166,7 @@ def verdict(ratio: float, low: float, high: float) -> Verdict:
         low: Lower end of its interval.
         high: Upper end.
     """
-    if 1.0 - _ALIKE <= low and high <= 1.0 + _ALIKE:
+    if low >= 1.0 - _ALIKE and high <= 1.0 + _ALIKE:
         return "same"
     if low > 1.0:
         return "faster"
