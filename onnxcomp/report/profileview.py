@@ -135,12 +135,13 @@ def _headline(document: Document) -> str:
     comparison = document["comparison"]
     if comparison is None:
         wall = document["profile"]["wall"]
-        each = f"{_ms(wall['p50'])} a run (90 % of them under {_ms(wall['p90'])}, 99 % under {_ms(wall['p99'])})"
+        p50, p90, p99 = (_exact(wall[key]) for key in ("p50", "p90", "p99"))
+        each = f"{p50} a run (90 % of them under {p90}, 99 % under {p99})"
         runs = 1e3 / wall["p50"]
         return f"{each}: {runs:,.0f} runs a second" if runs >= _MANY else each
     speed = comparison["speed"]
     figures = f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})"
-    times = f"{_ms(speed['other_ms'])} a run against {_ms(speed['base_ms'])}"
+    times = f"{_exact(speed['other_ms'])} a run against {_exact(speed['base_ms'])}"
     base = document["against"]
     if comparison["verdict"] in ("faster", "slower"):
         return f"{comparison['verdict']} than {base}: {figures}, {times}"
@@ -163,9 +164,9 @@ def _warnings(document: Document) -> Iterable[str]:
         agreement = profile["agreement"]
         if abs(agreement["difference"]) > _TRUSTED:
             yield (
-                f"{name}the profile adds up to {_ms(agreement['profile_ms'])}, but a run takes"
-                f" {_ms(agreement['wall_ms'])} without the profiler ({_signed(agreement['difference'])}): do not trust"
-                f" its times; {_remedy(document)}"
+                f"{name}the profile adds up to {_exact(agreement['profile_ms'])}, but a run takes"
+                f" {_exact(agreement['wall_ms'])} without the profiler ({_signed(agreement['difference'])}): do not"
+                f" trust its times; {_remedy(document)}"
             )
     machine, threads = document["machine"], document["settings"]["threads"]
     cores = machine["cores"] if machine["quota"] is None else min(machine["cores"], machine["quota"])
@@ -285,10 +286,10 @@ def _notes(document: Document) -> Iterable[str]:
     for name, profile in sides:
         agreement = profile["agreement"]
         yield (
-            f"{name}: adds up to {_ms(agreement['profile_ms'])}; without the profiler a run takes"
-            f" {_ms(agreement['wall_ms'])} ({_signed(agreement['difference'])},"
+            f"{name}: adds up to {_exact(agreement['profile_ms'])}; without the profiler a run takes"
+            f" {_exact(agreement['wall_ms'])} ({_signed(agreement['difference'])},"
             f" {_signed(agreement['unadjusted'])} before the profiler's cost was fitted to the model);"
-            f" the profiler's own {_ms(agreement['profiler_ms'])} a run are taken out"
+            f" the profiler's own {_exact(agreement['profiler_ms'])} a run are taken out"
         )
     yield (
         f"runs: {count(own['profiled_runs'])} profiled, {count(own['runs'])} not, after {document['warmup']} to warm up"
@@ -326,6 +327,11 @@ def _names(names: Sequence[str], full: bool) -> str:
 def _ms(value: float) -> str:
     """Milliseconds; below one microsecond the profiler tells nothing."""
     return f"{value:.3f} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _exact(value: float) -> str:
+    """Milliseconds of a whole run, with three digits however short it is."""
+    return f"{value:#.3g} ms" if value < 99.9 else f"{value:.0f} ms"
 
 
 def _share(value: float) -> str:

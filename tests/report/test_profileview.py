@@ -90,7 +90,7 @@ def test_the_document_is_what_the_schema_says(found: Profile | PairProfile) -> N
 
 def test_one_profile_for_people() -> None:
     shown = profile_view(document(profile()), full=False)
-    assert shown.headline == "2.000 ms a run (90 % of them under 2.200 ms, 99 % under 3.000 ms): 500 runs a second"
+    assert shown.headline == "2.00 ms a run (90 % of them under 2.20 ms, 99 % under 3.00 ms): 500 runs a second"
     (table,) = shown.tables
     assert table.columns == ("layer", "time", "share", "kernels", "arithmetic", "rewritten by", "with")
     assert table.rows[0] == (
@@ -126,7 +126,7 @@ def test_a_file_has_figures_and_kernels() -> None:
 
 def test_two_profiles_for_people() -> None:
     shown = profile_view(document(pair(2.0, 1.9, 2.1)), full=True)
-    assert shown.headline == "faster than base.onnx: 2.00x (1.90 to 2.10), 2.000 ms a run against 4.000 ms"
+    assert shown.headline == "faster than base.onnx: 2.00x (1.90 to 2.10), 2.00 ms a run against 4.00 ms"
     assert shown.facts == (("model", "small.onnx"), ("against", "base.onnx"))
     layers = shown.tables[0]
     assert layers.rows[0][:5] == ("b", "3.000 ms", "1.500 ms", "-1.500 ms", "2.00x (1.90 to 2.10)")
@@ -157,7 +157,7 @@ def test_the_verdict_comes_first(interval: tuple[float, float, float], said: str
     [
         (
             {"agreement": Agreement(2.0, 1.5, 0.33, 0.4, 1.35, 0.1, 2.2)},
-            "adds up to 2.000 ms, but a run takes 1.500 ms",
+            "adds up to 2.00 ms, but a run takes 1.50 ms",
         ),
         ({"settings": SessionSettings(8)}, "8 threads on 4 cores: they wait for each other"),
         ({"machine": replace(MACHINE, quota=0.5)}, "1 threads on 0.5 cores"),
