@@ -17,10 +17,14 @@ root=""
 [ "$(id -u)" = 0 ] || root="sudo -n"
 if command -v apt-get > /dev/null && $root true 2> /dev/null; then
   log=$(mktemp)
-  if { $root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $root apt-get install -y -qq chromium; } > "$log" 2>&1; then
-    rm -f "$log"
-    exit 0
-  fi
+  for _ in 1 2 3; do # mirrors have bad moments
+    $root apt-get update -qq > "$log" 2>&1
+    if $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >> "$log" 2>&1; then
+      rm -f "$log"
+      exit 0
+    fi
+    sleep 5
+  done
   tail -3 "$log" >&2
 fi
 "$python" -m playwright install chromium > /dev/null 2>&1 && exit 0
