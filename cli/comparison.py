@@ -60,8 +60,7 @@ def compare(
     from onnxcomp.evaluate import evaluate
     from onnxcomp.report.comparison import comparison_document
     from onnxcomp.report.comparisonview import comparison_view
-    from onnxcomp.report.terminal import print_view
-    from onnxcomp.report.writing import check_report_path, write_view
+    from onnxcomp.report.writing import check_report_path
 
     for path in (base, other):
         talk.check_model(path)
@@ -87,14 +86,7 @@ def compare(
         quality=quality,
         version=version("onnxcomp"),
     )
-    for warning in document["warnings"]:
-        talk.warn(f"warning: {warning}", quiet)
-    for report in reports:
-        write_view(document, comparison_view(document, None), report)
-    if as_json:
-        talk.print_json(document)
-    else:
-        print_view(comparison_view(document, top))
+    talk.show(document, lambda full: comparison_view(document, None if full else top), reports, as_json, quiet)
 
 
 def _preprocess(text: str | None) -> Preprocess | None:

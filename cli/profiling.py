@@ -79,8 +79,7 @@ def profile(
     onnxcomp profile small.onnx --against model.onnx --threads 4 --report profile.html
     """
     from onnxcomp.report.profileview import profile_document, profile_view
-    from onnxcomp.report.terminal import print_view
-    from onnxcomp.report.writing import check_report_path, write_view
+    from onnxcomp.report.writing import check_report_path
     from onnxcomp.runtime.measuring import Effort
     from onnxcomp.runtime.settings import SessionSettings, parse_entries
 
@@ -106,14 +105,13 @@ def profile(
         inputs={name: value.shape for name, value in feed.items()},
         seed=source.seed,
     )
-    for warning in document["warnings"]:
-        talk.warn(f"warning: {warning}", quiet)
-    for report in reports:
-        write_view(document, profile_view(document, full=True), report)
-    if as_json:
-        talk.print_json(document)
-    else:
-        print_view(profile_view(document, full=False, top=top))
+    talk.show(
+        document,
+        lambda full: profile_view(document, full=full, top=None if full else top),
+        reports,
+        as_json,
+        quiet,
+    )
 
 
 @dataclass(frozen=True)

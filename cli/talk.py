@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,9 @@ from onnxcomp import progress
 from onnxcomp.cli import logbook
 from onnxcomp.errors import InputError
 from onnxcomp.report.text import one_line, printable
+
+if TYPE_CHECKING:
+    from onnxcomp.report.view import View
 
 __all__ = [
     "DEBUG",
@@ -28,6 +31,7 @@ __all__ = [
     "print_json",
     "printable",
     "progress_bar",
+    "show",
     "warn",
 ]
 
@@ -144,6 +148,31 @@ def print_json(document: object) -> None:
     import json
 
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def show(
+    document: dict[str, Any], view: Callable[[bool], View], reports: Sequence[str], as_json: bool, quiet: bool
+) -> None:
+    """Give the warnings of a document, write its reports and print it.
+
+    Args:
+        document: The result, with its ``warnings``.
+        view: Lays it out: with True in full, as for a file, else as for a terminal.
+        reports: Paths of .json, .md and .html files.
+        as_json: Whether the document itself is printed.
+        quiet: Whether warnings are left out.
+    """
+    from onnxcomp.report.terminal import print_view
+    from onnxcomp.report.writing import write_view
+
+    for warning in document["warnings"]:
+        warn(f"warning: {warning}", quiet)
+    for path in reports:
+        write_view(document, view(True), path)
+    if as_json:
+        print_json(document)
+    else:
+        print_view(view(False))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from onnxcomp.errors import InputError, RecipeError
 from onnxcomp.options import coerce
 from onnxcomp.recipe import Choices, Recipe, RecipePass, Shape, parse_shape
 from onnxcomp.spec import PassSpec, parse_spec, read_bare
-from onnxcomp.yamlnodes import is_null, line_of, mapping
+from onnxcomp.yamlnodes import composed, is_null, line_of, mapping
 
 __all__ = ["STAMP", "from_yaml", "load_recipe", "recipe_document", "replayable", "to_yaml"]
 
@@ -67,13 +67,7 @@ def from_yaml(text: str) -> Recipe:
     Raises:
         RecipeError: Not YAML, an unknown or repeated key, or a value of the wrong kind; the message names the line.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise RecipeError(f"recipe{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]}") from None
+    root = composed(text, "recipe", RecipeError)
     if root is None:
         raise RecipeError("recipe: the file is empty; it needs at least 'passes:'")
     root = _recipe_of_report(root)

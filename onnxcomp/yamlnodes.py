@@ -10,10 +10,21 @@ import yaml
 from onnxcomp.errors import InputError
 from onnxcomp.options import did_you_mean
 
-__all__ = ["Fault", "is_null", "line_of", "mapping"]
+__all__ = ["Fault", "composed", "is_null", "line_of", "mapping"]
 
 Fault: TypeAlias = Callable[[yaml.Node, str], InputError]
 """Makes the error for a problem at a node."""
+
+
+def composed(text: str, what: str, error: type[InputError]) -> yaml.Node | None:
+    """Return the tree of a document, every scalar as text; None where it holds nothing; `error` where it is no YAML."""
+    try:
+        return yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as problem:
+        line = "" if problem.problem_mark is None else f", line {problem.problem_mark.line + 1}"
+        raise error(f"{what}{line}: not valid YAML: {problem.problem}") from None
+    except yaml.YAMLError as problem:
+        raise error(f"{what}: not valid YAML: {str(problem).splitlines()[0]}") from None
 
 
 def line_of(node: yaml.Node) -> int:

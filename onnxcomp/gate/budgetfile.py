@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from onnxcomp.gate.contract import Port
 from onnxcomp.gate.limits import UNITS, Limits
 from onnxcomp.gate.operators import known_operators
 from onnxcomp.options import did_you_mean
-from onnxcomp.yamlnodes import is_null, line_of, mapping
+from onnxcomp.yamlnodes import composed, is_null, line_of, mapping
 
 __all__ = ["budget_from_yaml", "load_budget"]
 
@@ -103,24 +104,24 @@ def budget_from_yaml(text: str) -> Limits:
 
 
 def _composed(text: str) -> yaml.Node:
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise InputError("budget: nested too deeply; a budget has sections, and lists in them")
-            if isinstance(event, yaml.AliasEvent):
-                where = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
-                raise InputError(f"budget{where}: an alias (*{event.anchor}); write the value out")
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise InputError(f"budget{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"budget: not valid YAML: {str(error).splitlines()[0]}") from None
+    with suppress(yaml.YAMLError):  # what is no YAML is told of below
+        _check_depth(text)
+    root = composed(text, "budget", InputError)
     if root is None:
         raise InputError("budget: the file sets no limit; one line is a budget, such as 'max_size: 4MB'")
     return root
+
+
+def _check_depth(text: str) -> None:
+    """Refuse aliases and deep nesting from the events, before anything is built of them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise InputError("budget: nested too deeply; a budget has sections, and lists in them")
+        if isinstance(event, yaml.AliasEvent):
+            where = "" if event.start_mark is None else f", line {event.start_mark.line + 1}"
+            raise InputError(f"budget{where}: an alias (*{event.anchor}); write the value out")
 
 
 def _mapping(node: yaml.Node, where: str, known: Sequence[str] | None = None) -> Mapping[str, yaml.Node]:

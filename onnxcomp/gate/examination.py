@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from onnxcomp.graph.edit import origin_of
 from onnxcomp.graph.fixing import fix_shapes
 from onnxcomp.runtime.fusion import NodeFate, fusion_proof
 from onnxcomp.runtime.latency import Opener
-from onnxcomp.runtime.session import input_names, open_session, run
+from onnxcomp.runtime.session import open_session, runner
 from onnxcomp.targets.target import Target
 
 __all__ = ["Examination", "Given", "Specimen", "Unfit"]
@@ -87,18 +86,7 @@ class Specimen:
     def opener(self, feed: Mapping[str, NDArray[Any]], threads: int) -> Opener:
         """Return what opens a session on the file and runs it on `feed`; ModelError where that fails."""
         source: ir.Model | Path = self.model if self.path is None or self._changed else self.path
-
-        def opened() -> Callable[[], None]:
-            session = open_session(source, threads=threads)
-            run(session, feed)  # the checked run
-            own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
-
-            def call() -> None:
-                session.run(None, own)
-
-            return call
-
-        return opened
+        return lambda: runner(open_session(source, threads=threads), feed)
 
 
 class Examination:

@@ -21,7 +21,7 @@ from onnxcomp.runtime.attribution import Attribution, attribute
 from onnxcomp.runtime.optimised import open_dumped, tokenised
 from onnxcomp.runtime.ortprofile import TracedKernel, read_trace
 from onnxcomp.runtime.profilercost import ProfilerCost
-from onnxcomp.runtime.session import input_names, open_with, run
+from onnxcomp.runtime.session import checked_feed, open_with
 from onnxcomp.runtime.settings import SessionSettings
 from onnxcomp.runtime.timing import collector_off
 
@@ -156,8 +156,7 @@ class Subject:
             raise InputError("nodes that run side by side cannot be timed one by one; profile with 1 inter-op thread")
         folder.mkdir()
         plain = open_with(model, settings)
-        run(plain, feed)  # the checked run: a feed that does not fit is reported here
-        own = {name: np.asarray(feed[name], order="C") for name in input_names(plain)}
+        own = checked_feed(plain, feed)
         twin = tokenised(model)
         traced, graph = open_dumped(twin, settings, folder / "trace")
         kernels = list(graph.graph)

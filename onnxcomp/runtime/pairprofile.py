@@ -26,7 +26,7 @@ from onnxcomp.runtime.machine import this_machine
 from onnxcomp.runtime.measuring import Effort, Measured, Subject, calm, measure
 from onnxcomp.runtime.profilercost import profiler_cost
 from onnxcomp.runtime.profiling import Profile, profile_of
-from onnxcomp.runtime.session import input_names, open_with, run
+from onnxcomp.runtime.session import open_with, runner
 from onnxcomp.runtime.settings import SessionSettings
 
 __all__ = ["Group", "LayerPair", "PairProfile", "Verdict", "groups_of", "profile_layers", "profile_pair", "verdict"]
@@ -285,14 +285,4 @@ def _series(measured: Measured, places: tuple[int, ...]) -> Times:
 
 
 def _opener(model: ir.Model, feed: Feed, settings: SessionSettings) -> Callable[[], Call]:
-    def opened() -> Call:
-        session = open_with(model, settings)
-        run(session, feed)
-        own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
-
-        def call() -> None:
-            session.run(None, own)
-
-        return call
-
-    return opened
+    return lambda: runner(open_with(model, settings), feed)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrik
 
 from onnxcomp import progress
-from onnxcomp.runtime.session import input_names, open_session, run
+from onnxcomp.runtime.session import open_session, runner
 
 __all__ = ["SAMPLE_S", "Runnable", "Speedup", "collector_off", "interleaved", "median_interval", "paired", "time_many"]
 
@@ -157,13 +157,7 @@ def _settled(ratios: NDArray[np.float64], decided: float) -> bool:
 
 def _caller(model: Runnable, feed: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], None]:
     session = model if isinstance(model, ort.InferenceSession) else open_session(model, threads=threads)
-    run(session, feed)  # the checked run: a feed that does not fit is reported here
-    own = {name: np.asarray(feed[name], order="C") for name in input_names(session)}
-
-    def call() -> None:
-        session.run(None, own)
-
-    return call
+    return runner(session, feed)
 
 
 def interleaved(
